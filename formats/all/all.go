@@ -1,0 +1,12 @@
+// Package all is the one ordered table of image formats.
+package all
+
+import (
+	"vmkit/formats"
+	"vmkit/formats/raw"
+)
+
+// Formats lists every format. Their order decides nothing: all probes run, and two hits are an error.
+var Formats = []formats.Format{
+	raw.Format,
+}
