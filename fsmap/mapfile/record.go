@@ -17,6 +17,16 @@ const (
 	MaxExtents = 1024    // extents in one record; more follow in "extents" records
 )
 
+// Limits of what a record says, so that it fits into a line.
+const (
+	MaxPath  = 64 << 10 // bytes in a path, a target or the name of a stream
+	MaxDepth = 8        // packed extents within one another
+)
+
+// Rest is the text of the fields of a record that this version doesn't know: `,"a":1,"b":[2]`, or nil. It is written
+// as it was read, so that filters pass on what a later version added.
+type Rest []byte
+
 // None stands in an integer field that has no value: a position, a host file, an image, an owner.
 const None = -1
 
@@ -114,6 +124,7 @@ type Map struct {
 	Tool    string
 	Created Time
 	Options map[string]any
+	Rest    Rest
 }
 
 // HostFile is a file of the host that an image consists of.
@@ -139,6 +150,7 @@ type Image struct {
 	Notes      []string
 	// Clone is the clone record that the image came with, as it stood, or nil.
 	Clone json.RawMessage
+	Rest  Rest
 }
 
 // Snapshot is an internal snapshot of an image.
@@ -184,6 +196,7 @@ type Volume struct {
 	Snapshots []string
 	Extra     map[string]any // what only this file system tells
 	Notes     []string
+	Rest      Rest
 }
 
 // Segment is one stretch of a volume.
@@ -225,8 +238,7 @@ type File struct {
 	Reparse  string   // NTFS: what a reparse point stands for
 	Extents  []Extent
 	More     bool
-	// Raw is the record's line as it was read, so that filters pass on what they don't know; nil when written anew.
-	Raw json.RawMessage
+	Rest     Rest
 }
 
 // Extents continues the extents of the file record before, or, with no Path, holds a volume's own.
@@ -236,6 +248,7 @@ type Extents struct {
 	Stream  string
 	Extents []Extent
 	More    bool
+	Rest    Rest
 }
 
 // Problem is a gap or a doubt about content. It makes the exit status 3.
@@ -246,7 +259,7 @@ type Problem struct {
 	Stream string
 	What   string
 	Error  string
-	Raw    json.RawMessage
+	Rest   Rest
 }
 
 // Result says what became of one file.
@@ -268,6 +281,7 @@ type Result struct {
 	MTime  Time
 	Target string
 	Xattrs []Xattr
+	Rest   Rest
 }
 
 // Finding is a difference.
@@ -279,10 +293,21 @@ type Finding struct {
 	Expected string
 	Found    string
 	Reader   string
+	Rest     Rest
 }
+
+// EndKind says which stream an End closes, and so which counts it carries.
+type EndKind uint8
+
+const (
+	EndOfMap EndKind = iota
+	EndOfResults
+	EndOfFindings
+)
 
 // End is the last record of every stream.
 type End struct {
+	Kind     EndKind
 	Files    int64 // map: file records, streams apart
 	Bytes    int64 // map: sum of the regular files' sizes
 	Problems int64
@@ -290,9 +315,12 @@ type End struct {
 	OK, Partial, Failed, Skipped int64 // results
 
 	Checked, Differences int64 // findings
+
+	Rest Rest
 }
 
-// Other is a record of a type that this version doesn't know, or doesn't need to take apart. Filters pass it on.
+// Other is a record of a type that this version doesn't know, or doesn't need to take apart: Raw is its line without
+// the newline. Filters pass it on.
 type Other struct {
 	Type string
 	Raw  json.RawMessage
