@@ -108,6 +108,8 @@ type File struct {
 	Base int64
 	// InUse says that another process has the file open for writing.
 	InUse bool
+	// Notes are what is odd about the file but keeps nothing from being read.
+	Notes []string
 	// Key is the same for two Files that are one file of the host; the Source gives it.
 	Key string
 }

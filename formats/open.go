@@ -162,6 +162,7 @@ func (o *Opener) Open(name string) (*Image, error) {
 		if f.InUse {
 			img.State = StateInUse
 		}
+		img.Notes = append(img.Notes, f.Notes...)
 	}
 	img.Disk = Numbered(img.Disk, img.Number)
 	o.n.image++
@@ -218,7 +219,7 @@ func (o *Opener) choose(f *File, name string) (Format, bool, error) {
 // With AllowMissing an absent one is nil without an error.
 func (o *Opener) Companion(of *File, name string, role Role) (*File, error) {
 	if o.probed {
-		return nil, fmt.Errorf("%s: its format was guessed, so it may not name other files (%q)", of.Path, name)
+		return nil, fmt.Errorf("its format was guessed, so it may not name other files (%q)", name)
 	}
 	f, err := o.Source.Companion(of, name, role)
 	if err != nil {
