@@ -1,0 +1,140 @@
+package partition
+
+// On-disk structures of partition tables. Structs are decoded with encoding/binary; their sizes and offsets are tested.
+
+// Master boot record: the layout that IBM's DOS 2.0 brought; extended boot records have it too.
+const (
+	mbrSize      = 512
+	mbrMagic     = 0xaa55 // at byte 510
+	mbrEntryOff  = 446
+	mbrActive    = 0x80 // the only value of mbrEntry.Boot besides 0
+	typeGPT      = 0xee // UEFI 2.10, 5.2.3: protective MBR
+	typeFreeBSD  = 0xa5
+	typeOpenBSD  = 0xa6
+	typeNetBSD   = 0xa9
+	typeExtended = 0x05
+	typeExtLBA   = 0x0f
+	typeExtLinux = 0x85
+)
+
+type mbrEntry struct {
+	Boot     uint8
+	CHSFirst [3]uint8
+	Type     uint8
+	CHSLast  [3]uint8
+	Start    uint32 // sectors; in an EBR from the EBR or from the extended partition
+	Count    uint32 // sectors
+}
+
+type mbrSector struct {
+	Code     [440]byte
+	DiskID   uint32
+	Reserved uint16
+	Entries  [4]mbrEntry
+	Magic    uint16
+}
+
+// GUID partition table: UEFI 2.10, 5.3.
+const (
+	gptMagic      = "EFI PART"
+	gptHeaderSize = 92
+	gptEntrySize  = 128 // entries are 128·2ⁿ bytes long
+)
+
+type gptHeader struct {
+	Magic       [8]byte
+	Revision    uint32
+	Size        uint32 // of the header, 92 to a sector
+	CRC         uint32 // of Size bytes, with these four as zeros
+	Reserved    uint32
+	MyLBA       uint64
+	AltLBA      uint64
+	FirstUsable uint64
+	LastUsable  uint64
+	DiskGUID    [16]byte
+	EntriesLBA  uint64
+	Count       uint32
+	EntrySize   uint32
+	EntriesCRC  uint32
+}
+
+type gptEntry struct {
+	Type  [16]byte
+	GUID  [16]byte
+	First uint64
+	Last  uint64 // the last sector, inclusive
+	Attrs uint64
+	Name  [36]uint16
+}
+
+// Bits of gptEntry.Attrs: UEFI 2.10, table 5-8.
+const (
+	gptRequired   = 1 << 0
+	gptNoBlockIO  = 1 << 1
+	gptLegacyBoot = 1 << 2
+)
+
+// BSD disklabel: sys/disklabel.h of 4.4BSD, in the second sector of a slice or disk. OpenBSD's version 1 has the upper
+// halves of 48-bit numbers where the others have the fragment size.
+const (
+	bsdMagic  = 0x82564557
+	bsdOff    = 512
+	bsdRaw    = 2 // partition c: the whole slice or disk
+	bsdUnused = 0 // bsdEntry.FSType
+)
+
+type bsdHead struct {
+	Magic      uint32
+	_          [36]byte
+	SectorSize uint32
+	_          [70]byte
+	Version    uint16 // OpenBSD
+	_          [16]byte
+	Magic2     uint32
+	Checksum   uint16 // the exclusive or of all 16-bit words, the partitions' included, is 0
+	Count      uint16
+	_          [8]byte
+}
+
+type bsdEntry struct {
+	Size    uint32 // sectors
+	Offset  uint32 // sectors
+	OffsetH uint16 // OpenBSD; others: fragment size
+	SizeH   uint16
+	FSType  uint8
+	Frag    uint8
+	CPG     uint16
+}
+
+// Apple partition map: Inside Macintosh, Devices, 3-12 and 3-25. Big-endian.
+const (
+	apmDriverMagic = 0x4552 // "ER", block 0, with the block size behind it
+	apmMagic       = 0x504d // "PM", each entry, one a block from block 1
+	apmMax         = 256    // entries; Linux's limit
+)
+
+type apmEntry struct {
+	Magic     uint16
+	Reserved  uint16
+	MapBlocks uint32 // entries in the map
+	Start     uint32 // blocks
+	Count     uint32 // blocks
+	Name      [32]byte
+	Type      [32]byte
+	DataStart uint32
+	DataCount uint32
+	Status    uint32
+}
+
+// Tables that are recognised by name only.
+const (
+	sgiMagic   = 0x0be5a941 // IRIX volume header: byte 0
+	sunMagic   = 0xdabe     // Sun label: byte 508
+	aixMagic   = 0xc9c2d4c1 // "IBMA" in EBCDIC, byte 0: an AIX disk, whose sector 0 may end in 55 AA
+	rdbMagic   = 0x5244534b // "RDSK": Amiga rigid disk block, in one of the first 16 sectors
+	dasdMagic  = 0xe5d6d3f1 // "VOL1" in EBCDIC: volume label of a DASD, in its third block
+	dasdLNX1   = 0xd3d5e7f1 // "LNX1" in EBCDIC
+	atariOff   = 0x1c6      // Atari root sector: four entries
+	ldmMagic   = "PRIVHEAD" // Windows logical disk manager: sector 6
+	ldmPrivOff = 6 * 512
+)
