@@ -33,4 +33,3 @@ func BenchmarkAppendManyExtents(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/8192, "ns/extent")
 }
-

@@ -228,8 +228,8 @@ func appendXattrs(dst []byte, list []Xattr, limit int) (b []byte, over []Xattr) 
 				dst = append(dst, `,"xattrs":{`...)
 			}
 			at := len(dst)
-			dst, valid := appendText(dst, x.Name)
-			if valid == raw {
+			var valid bool
+			if dst, valid = appendText(dst, x.Name); valid == raw {
 				dst = dst[:start]
 				continue
 			}
@@ -274,7 +274,7 @@ func AppendResult(dst []byte, r *Result) []byte {
 		dst = append(append(dst, r.Kind.String()...), '"')
 	}
 	dst = appendNotEmpty(dst, "to", r.To)
-	dst = appendInt(dst, "size", r.Size)
+	dst = appendNotNone(dst, "size", r.Size)
 	dst = appendNotEmpty(dst, "sha256", r.SHA256)
 	dst = appendNotEmpty(dst, "status", r.Status)
 	dst = appendNotEmpty(dst, "error", r.Error)

@@ -270,7 +270,7 @@ type Result struct {
 	Stream string
 	Kind   FileKind
 	To     string // where it was written, or empty
-	Size   int64
+	Size   int64  // or None
 	SHA256 string
 	Status string // "ok", "partial", "failed", "skipped"
 	Error  string

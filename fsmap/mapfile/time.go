@@ -30,7 +30,6 @@ const (
 	daySeconds = 86400
 	eraDays    = 146097 // days in 400 years
 	epochDays  = 719468 // from 0000-03-01 to 1970-01-01
-	maxEra     = math.MaxInt64 / daySeconds / eraDays
 )
 
 // appendTime appends t in RFC 3339 in UTC, with nanoseconds where it has any. A year takes four digits or as many as it
@@ -65,9 +64,9 @@ func appendTime(dst []byte, t Time) []byte {
 	dst = append(two(append(two(append(dst, '-'), m), '-'), d), 'T')
 	dst = two(append(two(append(two(dst, s/3600), ':'), s/60%60), ':'), s%60)
 	if ns != 0 {
-		dst = append(dst, '.')
-		for p := int64(1e8); p > 0; p /= 10 {
-			dst = append(dst, byte('0'+ns/p%10))
+		dst = append(dst, ".000000000"...)
+		for i, v := len(dst)-1, uint32(ns); v != 0; i, v = i-1, v/10 {
+			dst[i] += byte(v % 10)
 		}
 	}
 	return append(dst, 'Z')
@@ -138,9 +137,6 @@ func parseTime(b []byte) (Time, error) {
 		m, y = m+12, y-1
 	}
 	era, yoe := floorDiv(y, 400)
-	if era > maxEra || era < -maxEra-1 {
-		return Time{}, errTime
-	}
 	doy := (153*(m-3)+2)/5 + d - 1
 	doe := yoe*365 + yoe/4 - yoe/100 + doy
 	return joinTime(era*eraDays+doe-epochDays, hh*3600+mm*60+ss, ns)
