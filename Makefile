@@ -16,7 +16,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 build: ## the commands, in bin/
-	$(GO) build -trimpath -ldflags '-s -w -X vmkit/cmd/internal/cli.Version=$(VERSION)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
+	$(GO) build -buildvcs=false -trimpath -ldflags '-s -w -X vmkit/cmd/internal/cli.Version=$(VERSION)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
 
 install: build ## commands and manual pages below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
