@@ -3,10 +3,12 @@ package all
 
 import (
 	"vmkit/formats"
+	"vmkit/formats/qcow2"
 	"vmkit/formats/raw"
 )
 
 // Formats lists every format. Their order decides nothing: all probes run, and two hits are an error.
 var Formats = []formats.Format{
 	raw.Format,
+	qcow2.Format,
 }

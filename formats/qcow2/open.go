@@ -1,0 +1,110 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"vmkit/formats"
+	"vmkit/formats/ondisk"
+)
+
+// Format is the row of the table.
+var Format = formats.Format{Name: "qcow2", Probe: probe, Open: open}
+
+// probe leaves version 1 to package qcow.
+func probe(_ *formats.File, head []byte) bool {
+	return len(head) >= 8 && binary.BigEndian.Uint32(head) == Magic && binary.BigEndian.Uint32(head[4:]) >= 2
+}
+
+func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
+	h, err := readHeader(f)
+	if err != nil {
+		return nil, err
+	}
+	img := &formats.Image{Format: "qcow2", State: formats.StateClean, Files: []*formats.File{f}}
+	health(img, h)
+
+	m := &mapper{h: h, file: f, data: f, size: int64(h.Size), l1: int64(h.L1TableOffset)}
+	m.tables = ondisk.NewCache(f, f.Size, int(pageSize(h.clusterSize())), tableCache)
+	snapshots, err := readSnapshots(f, h)
+	if err != nil && o.Snapshot == "" {
+		img.Problems = append(img.Problems, err)
+	} else if err != nil {
+		return nil, err
+	}
+	for _, s := range snapshots {
+		img.Snapshots = append(img.Snapshots, s.Snapshot)
+	}
+	if o.Snapshot != "" {
+		if err := m.use(snapshots, o.Snapshot); err != nil {
+			return nil, err
+		}
+	}
+	if m.size > 0 && !ondisk.Within(m.l1, 8, f.Size) {
+		return nil, ondisk.Truncated("qcow2 L1 table", "", m.l1, nil)
+	}
+	if err := m.openCrypt(img, o); err != nil {
+		return nil, err
+	}
+	if h.external() {
+		if err := m.openData(img, o); err != nil {
+			return nil, err
+		}
+	}
+	if h.backing != "" {
+		if err := m.openBacking(img, o); err != nil {
+			return nil, err
+		}
+	}
+	if h.bitmaps != nil {
+		if img.Bitmaps, err = readBitmaps(f, h); err != nil {
+			img.Problems = append(img.Problems, err)
+		}
+	}
+	img.Disk = formats.NewDisk(m, o.Env)
+	return img, nil
+}
+
+// health says what the header says of the image's state.
+func health(img *formats.Image, h *info) {
+	if h.Incompatible&incompatDirty != 0 {
+		img.State = formats.StateDirty
+		img.Notes = append(img.Notes, "the dirty bit is set: the image was not closed, its refcounts may be wrong (reading needs none)")
+	}
+	if h.Incompatible&incompatCorrupt != 0 {
+		img.State = formats.StateCorrupt
+		img.Notes = append(img.Notes, "the corrupt bit is set: QEMU found the image damaged")
+	}
+}
+
+func (m *mapper) openData(img *formats.Image, o *formats.Opener) (err error) {
+	if m.h.dataFile == "" {
+		return ondisk.Corrupt("qcow2 header", "no name for the external data file", headerLen2, nil)
+	}
+	if m.data, err = o.Companion(m.file, m.h.dataFile, formats.RoleData); err != nil {
+		return err
+	}
+	if m.data == nil {
+		img.Problems = append(img.Problems, fmt.Errorf("data file %q is absent: what lies in it is missing", m.h.dataFile))
+		return nil
+	}
+	img.Files = append(img.Files, m.data)
+	return nil
+}
+
+func (m *mapper) openBacking(img *formats.Image, o *formats.Opener) error {
+	b, err := o.Backing(m.file, m.h.backing, m.h.backingFormat, m.size)
+	if err != nil {
+		return err
+	}
+	m.backing, m.backingSize, m.backingName = b.Disk, b.Size(), m.h.backing
+	img.Files = append(img.Files, b.Files...)
+	img.Problems = append(img.Problems, b.Problems...)
+	for _, n := range b.Notes {
+		img.Notes = append(img.Notes, m.h.backing+": "+n)
+	}
+	if img.Encryption == "" {
+		img.Encryption = b.Encryption
+	}
+	return nil
+}
