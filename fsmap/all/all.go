@@ -1,7 +1,12 @@
 // Package all is the one ordered table of file-system drivers.
 package all
 
-import "vmkit/fsmap"
+import (
+	"vmkit/fsmap"
+	"vmkit/fsmap/fat"
+)
 
 // Drivers lists every driver. Their order decides nothing: all probes run, and two hits are an error.
-var Drivers = []fsmap.Driver{}
+var Drivers = []fsmap.Driver{
+	fat.Driver,
+}
