@@ -4,9 +4,11 @@ package all
 import (
 	"vmkit/fsmap"
 	"vmkit/fsmap/fat"
+	"vmkit/fsmap/ntfs"
 )
 
 // Drivers lists every driver. Their order decides nothing: all probes run, and two hits are an error.
 var Drivers = []fsmap.Driver{
 	fat.Driver,
+	ntfs.Driver,
 }
