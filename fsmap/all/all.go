@@ -5,10 +5,12 @@ import (
 	"vmkit/fsmap"
 	"vmkit/fsmap/fat"
 	"vmkit/fsmap/ntfs"
+	"vmkit/fsmap/xfs"
 )
 
 // Drivers lists every driver. Their order decides nothing: all probes run, and two hits are an error.
 var Drivers = []fsmap.Driver{
 	fat.Driver,
 	ntfs.Driver,
+	xfs.Driver,
 }
