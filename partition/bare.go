@@ -1,37 +1,9 @@
 package partition
 
-import (
-	"encoding/binary"
+import "strings"
 
-	"vmkit/formats"
-)
-
-// bareFS names what lies on the whole of d without a table, as far as its magic tells, or gives "".
-func bareFS(d formats.Disk, head []byte) string {
-	if s := bootSectorFS(head); s != "" {
-		return s
-	}
-	has := func(off int64, magic string) bool {
-		b := make([]byte, len(magic))
-		n, _ := d.ReadAt(b, off)
-		return n == len(b) && string(b) == magic
-	}
-	for _, x := range []struct {
-		name, magic string
-		off         int64
-	}{
-		{"xfs", "XFSB", 0}, {"crypto_LUKS", "LUKS\xba\xbe", 0}, {"squashfs", "hsqs", 0}, {"ext", "\x53\xef", 0x438},
-		{"btrfs", "_BHRfS_M", 0x10040}, {"LVM2_member", "LABELONE", 512}, {"LVM2_member", "LABELONE", 0}, {"swap", "SWAPSPACE2", 4086},
-	} {
-		if has(x.off, x.magic) {
-			return x.name
-		}
-	}
-	return ""
-}
-
-// bootSectorFS names the file system whose boot sector head is, or gives "". FAT, NTFS, exFAT and BitLocker volumes end
-// in 55 AA as an MBR does, and their boot code lies where its entries would.
+// bootSectorFS names the content whose first sector head is, or gives "". FAT, NTFS, exFAT and BitLocker volumes end
+// that sector in 55 AA as an MBR does, and their boot code lies where its entries would.
 func bootSectorFS(head []byte) string {
 	switch string(head[3:11]) {
 	case "NTFS    ":
@@ -43,6 +15,11 @@ func bootSectorFS(head []byte) string {
 	case "ReFS\x00\x00\x00\x00":
 		return "ReFS"
 	}
+	for magic, name := range map[string]string{"XFSB": "xfs", "LUKS\xba\xbe": "crypto_LUKS", "hsqs": "squashfs"} {
+		if strings.HasPrefix(string(head), magic) {
+			return name
+		}
+	}
 	if fatBootSector(head) {
 		return "vfat"
 	}
@@ -51,7 +28,6 @@ func bootSectorFS(head []byte) string {
 
 // fatBootSector checks the BIOS parameter block as strictly as libblkid does: FAT has no magic to trust.
 func fatBootSector(b []byte) bool {
-	le := binary.LittleEndian
 	sector, cluster, reserved, fats := int64(le.Uint16(b[11:])), int64(b[13]), int64(le.Uint16(b[14:])), int64(b[16])
 	media := b[21]
 	if le.Uint16(b[510:]) != mbrMagic && b[0] != 0xeb && b[0] != 0xe9 {

@@ -165,7 +165,6 @@ func (g *gpt) table(d formats.Disk, m *mbr) *table {
 		g.other.own(t)
 	}
 	g.doubts(t)
-	le := binary.LittleEndian
 	var more int
 	for i := 0; i+gptEntrySize <= len(g.entries); i += int(g.EntrySize) {
 		var e gptEntry
@@ -252,7 +251,6 @@ func (m *mbr) hybrid(t *table) {
 
 // guid renders a GUID, whose first three fields are little-endian.
 func guid(b []byte) string {
-	le := binary.LittleEndian
 	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", le.Uint32(b), le.Uint16(b[4:]), le.Uint16(b[6:]), b[8:10], b[10:16])
 }
 

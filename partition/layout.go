@@ -138,3 +138,104 @@ const (
 	ldmMagic   = "PRIVHEAD" // Windows logical disk manager: sector 6
 	ldmPrivOff = 6 * 512
 )
+
+// Linux RAID superblocks: include/uapi/linux/raid/md_p.h.
+const (
+	mdMagic          = 0xa92b4efc
+	md1Len           = 256     // behind it: a 16-bit role for each of MaxDev devices
+	mdMaxDev         = 1920    // what fits into 4 KiB
+	mdRecoveryOffset = 1 << 1  // feature: RecoveryOffset is valid
+	mdReshape        = 1 << 2  // feature: the array changes its shape
+	mdRAID0Layout    = 1 << 13 // feature: Layout says how a RAID 0 of unequal members goes
+	mdFeatures       = 1<<14 - 1
+	mdDiskFaulty     = 1 << 0 // md0Disk.State
+	mdDiskActive     = 1 << 1
+	mdDiskSync       = 1 << 2
+)
+
+// md1Super is version 1: at the start (1.1), at 4 KiB (1.2) or 8 to 12 KiB before the end (1.0). Little-endian.
+type md1Super struct {
+	Magic          uint32
+	Major          uint32
+	FeatureMap     uint32
+	_              uint32
+	UUID           [16]byte
+	Name           [32]byte
+	CTime          uint64
+	Level          int32
+	Layout         uint32
+	Size           uint64 // sectors
+	ChunkSize      uint32 // sectors
+	RaidDisks      uint32
+	BitmapOffset   uint32
+	NewLevel       int32
+	ReshapePos     uint64
+	DeltaDisks     int32
+	NewLayout      uint32
+	NewChunk       uint32
+	NewOffset      uint32
+	DataOffset     uint64 // sectors
+	DataSize       uint64
+	SuperOffset    uint64
+	RecoveryOffset uint64
+	DevNumber      uint32
+	Corrected      uint32
+	DeviceUUID     [16]byte
+	DevFlags       uint8
+	BadShift       uint8
+	BadSize        uint16
+	BadOffset      uint32
+	UTime          uint64
+	Events         uint64
+	ResyncOffset   uint64
+	Checksum       uint32
+	MaxDev         uint32
+	_              [32]byte
+}
+
+// md0Super is version 0.90: in the last 64 KiB that are aligned so. In the byte order of the machine.
+type md0Super struct {
+	Magic      uint32
+	Major      uint32
+	Minor      uint32 // 90, or 91 while the array changes its shape
+	Patch      uint32
+	GValid     uint32
+	UUID0      uint32
+	CTime      uint32
+	Level      int32
+	Size       uint32 // KiB
+	NrDisks    uint32
+	RaidDisks  uint32
+	MDMinor    uint32
+	NotPersist uint32
+	UUID1      uint32
+	UUID2      uint32
+	UUID3      uint32
+	_          [16]uint32
+	UTime      uint32
+	State      uint32
+	Active     uint32
+	Working    uint32
+	Failed     uint32
+	Spare      uint32
+	Checksum   uint32
+	EventsLo   uint32 // on a big-endian machine the upper half
+	EventsHi   uint32
+	_          [2]uint32
+	RecoveryCP uint32
+	_          [20]uint32
+	Layout     uint32
+	ChunkSize  uint32 // bytes
+	_          [62]uint32
+	Disks      [27]md0Disk
+	ThisDisk   md0Disk
+}
+
+type md0Disk struct {
+	Number   uint32
+	Major    uint32
+	Minor    uint32
+	RaidDisk uint32
+	State    uint32
+	_        [27]uint32
+}

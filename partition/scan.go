@@ -240,26 +240,45 @@ func readTable(d formats.Disk, sectors []int64) (*table, error) {
 	if err := ondisk.ReadFull(d, head, 0, "first sectors"); err != nil {
 		return nil, err
 	}
-	bare := bareFS(d, head)
+	boot := bootSectorFS(head)
 	m := parseMBR(head)
 	g := findGPT(d, sectors, m)
-	switch {
-	case g != nil && (m.protective() || m.empty() && bare == ""):
+	if g != nil && m.protective() {
 		return g.table(d, m), nil
-	case m != nil && m.sane(size) && (bare == "" || !m.empty() && bootSectorFS(head) == ""):
-		t := m.table(d, sectors, g)
-		if bare != "" {
-			t.note("the disk has the mark of %s too, from another use", bare)
-		}
-		return t, nil
-	case bare != "":
+	}
+	if boot != "" {
 		return nil, nil
 	}
+	whole, _ := Recognise(d, size)
+	if !m.empty() && m.sane(size) {
+		t := m.table(d, sectors, g)
+		if whole.Name != "" && whole.Name != "iso9660" && whole.Name != "udf" {
+			t.note("the disk as a whole has the mark of %s too", whole.Name)
+		}
+		return t, nil
+	}
+	switch {
+	case whole.Name == "iso9660" || whole.Name == "udf":
+		t, err := readAPM(d, head)
+		return t, ignoreNot(err)
+	case whole.Name != "":
+		return nil, nil
+	case g != nil:
+		return g.table(d, m), nil
+	case m != nil && m.sane(size):
+		return m.table(d, sectors, nil), nil
+	}
 	for _, read := range []func(formats.Disk, []byte) (*table, error){readAPM, readBSDDisk, foreignTable} {
-		t, err := read(d, head)
-		if t != nil || err != nil && !errors.Is(err, ondisk.ErrNot) {
+		if t, err := read(d, head); t != nil || ignoreNot(err) != nil {
 			return t, err
 		}
 	}
 	return nil, nil
+}
+
+func ignoreNot(err error) error {
+	if errors.Is(err, ondisk.ErrNot) {
+		return nil
+	}
+	return err
 }
