@@ -5,10 +5,12 @@ import (
 	"vmkit/formats"
 	"vmkit/formats/qcow2"
 	"vmkit/formats/raw"
+	"vmkit/formats/vmdk"
 )
 
 // Formats lists every format. Their order decides nothing: all probes run, and two hits are an error.
 var Formats = []formats.Format{
 	raw.Format,
 	qcow2.Format,
+	vmdk.Format,
 }
