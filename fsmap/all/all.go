@@ -3,6 +3,7 @@ package all
 
 import (
 	"vmkit/fsmap"
+	"vmkit/fsmap/exfat"
 	"vmkit/fsmap/fat"
 	"vmkit/fsmap/ntfs"
 	"vmkit/fsmap/xfs"
@@ -10,6 +11,7 @@ import (
 
 // Drivers lists every driver. Their order decides nothing: all probes run, and two hits are an error.
 var Drivers = []fsmap.Driver{
+	exfat.Driver,
 	fat.Driver,
 	ntfs.Driver,
 	xfs.Driver,

@@ -62,7 +62,7 @@ func (v *volume) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
 				if doubt == nil {
 					doubt = ondisk.Corrupt("directory entry", "name", pos, fmt.Sprintf("%q", e[:11]))
 				}
-				name = repair(name)
+				name = dos.Repair(name)
 			}
 			kind := mapfile.Regular
 			if e[entAttr]&dos.AttrDirectory != 0 {
@@ -78,19 +78,6 @@ func (v *volume) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
 		err = doubt
 	}
 	return err
-}
-
-// repair makes a name usable that is not.
-func repair(name []byte) []byte {
-	for i, c := range name {
-		if c == '/' || c == 0 {
-			name[i] = '_'
-		}
-	}
-	if !dos.Usable(name) {
-		name = append(name, '_')
-	}
-	return name
 }
 
 // longName gathers the pieces of a long name, which lie before the entry that it is of, the last first.

@@ -33,3 +33,16 @@ func AppendUTF16(dst []byte, name []uint16) []byte {
 func Usable(name []byte) bool {
 	return len(name) > 0 && string(name) != "." && string(name) != ".." && bytes.IndexByte(name, '/') < 0 && bytes.IndexByte(name, 0) < 0
 }
+
+// Repair makes a name usable that is not.
+func Repair(name []byte) []byte {
+	for i, c := range name {
+		if c == '/' || c == 0 {
+			name[i] = '_'
+		}
+	}
+	if !Usable(name) {
+		name = append(name, '_')
+	}
+	return name
+}
