@@ -42,6 +42,9 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 		if err != nil {
 			return n, err
 		}
+		if e.Len <= 0 || e.Len > int64(len(p)-n) {
+			return n, fmt.Errorf("extent of %d bytes at %d: a mapper broke its contract", e.Len, at)
+		}
 		if err := d.env.Fill(p[n:n+int(e.Len)], e); err != nil {
 			return n, err
 		}

@@ -92,7 +92,7 @@ type runner struct {
 }
 
 const (
-	maxBounds = 3000    // boundaries that are looked at one by one
+	maxBounds = 500     // boundaries that are looked at one by one
 	maxRead   = 1 << 20 // bytes of one read
 )
 

@@ -97,12 +97,12 @@ func (m *mapper) find(off, limit int64) *run {
 		r.end = next.end
 	}
 	r.end = min(r.end, m.size)
-	m.clip(&r)
+	m.clip(&r, off)
 	return &r
 }
 
-// clip ends a run where its file ends.
-func (m *mapper) clip(r *run) {
+// clip ends a run where its file ends, or, when that lies before off, makes it the missing rest.
+func (m *mapper) clip(r *run, off int64) {
 	if !r.stored() {
 		return
 	}
@@ -110,12 +110,13 @@ func (m *mapper) clip(r *run) {
 		*r = run{start: r.start, end: r.end, kind: formats.Missing}
 		return
 	}
-	switch have := m.data.Size - r.host; {
-	case have <= 0:
-		r.fail(ondisk.Truncated("qcow2 cluster", "past the end of "+m.data.Path, r.host, nil))
-	case have < r.end-r.start:
-		r.end = r.start + have
+	end := r.start + max(m.data.Size-r.host, 0)
+	if off < end {
+		r.end = min(r.end, end)
+		return
 	}
+	r.start = max(r.start, end)
+	r.fail(ondisk.Truncated("qcow2 cluster", "past the end of "+m.data.Path, r.host, nil))
 }
 
 // stored tells whether the run's bytes lie in the data file as they are, or encrypted.

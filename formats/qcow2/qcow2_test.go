@@ -40,7 +40,7 @@ func scribble(t testing.TB, path, format string, seed uint64, n int, packed bool
 		cluster = i
 	}
 	r := rand.New(rand.NewPCG(seed, 0))
-	args := []string{"-f", format, "-d", "unmap"}
+	args := []string{"-f", format, "-d", "unmap", "-t", "unsafe"}
 	do := func(format string, a ...any) { args = append(args, "-c", fmt.Sprintf(format, a...)) }
 	if packed {
 		for _, i := range r.Perm(int(min(size/cluster, int64(n))))[:min(size/cluster, int64(n))/3] {
