@@ -7,6 +7,7 @@ import (
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
 	"vmkit/fsmap/internal/dos"
+	"vmkit/fsmap/internal/names"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -185,10 +186,10 @@ func (l *lister) flush() bool {
 	} else if s.sum != s.stored {
 		s.doubts |= doubtSum
 	}
-	l.name = dos.AppendUTF16(l.name[:0], s.name())
-	if !dos.Usable(l.name) {
+	l.name = names.AppendUTF16(l.name[:0], s.name())
+	if !names.Usable(l.name) {
 		l.lost(ondisk.Corrupt("file entry", "name", s.pos, fmt.Sprintf("%q", l.name)))
-		l.name = dos.Repair(l.name)
+		l.name = names.Repair(l.name)
 	}
 	kind := mapfile.Regular
 	if s.dir {

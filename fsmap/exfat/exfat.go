@@ -10,6 +10,7 @@ import (
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
 	"vmkit/fsmap/internal/dos"
+	"vmkit/fsmap/internal/names"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -85,7 +86,7 @@ func (v *volume) readRoot(active uint16, note func(string, ...any)) {
 				v.checkUpcase(e, note)
 			case typeLabel:
 				n := min(int(e[labelCount]), maxLabel)
-				v.inf.Label = string(dos.AppendUTF16(nil, units(e[labelUnits:], n)))
+				v.inf.Label = string(names.AppendUTF16(nil, units(e[labelUnits:], n)))
 			case typeGUID:
 				g := e[guidAt:]
 				le := binary.LittleEndian

@@ -9,6 +9,7 @@ import (
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
 	"vmkit/fsmap/internal/dos"
+	"vmkit/fsmap/internal/names"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -55,14 +56,14 @@ func (v *volume) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
 			if e[entAttr]&attrVolume != 0 || string(e[:11]) == ".          " || string(e[:11]) == "..         " {
 				continue
 			}
-			if name = dos.AppendUTF16(name[:0], units); !dos.Usable(name) {
+			if name = names.AppendUTF16(name[:0], units); !names.Usable(name) {
 				name = appendShort(name[:0], e)
 			}
-			if !dos.Usable(name) {
+			if !names.Usable(name) {
 				if doubt == nil {
 					doubt = ondisk.Corrupt("directory entry", "name", pos, fmt.Sprintf("%q", e[:11]))
 				}
-				name = dos.Repair(name)
+				name = names.Repair(name)
 			}
 			kind := mapfile.Regular
 			if e[entAttr]&dos.AttrDirectory != 0 {

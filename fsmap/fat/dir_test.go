@@ -6,6 +6,7 @@ import (
 	"unicode/utf16"
 
 	"vmkit/fsmap/internal/dos"
+	"vmkit/fsmap/internal/names"
 )
 
 // short makes a directory entry.
@@ -95,7 +96,7 @@ func TestLongNames(t *testing.T) {
 		for _, e := range test.pieces(pieces(units, sum)) {
 			l.add(e)
 		}
-		got := string(dos.AppendUTF16(nil, l.take(short("ALONGN~1   ", 0))))
+		got := string(names.AppendUTF16(nil, l.take(short("ALONGN~1   ", 0))))
 		if got != test.want {
 			t.Errorf("%s: %q, should be %q", test.what, got, test.want)
 		}

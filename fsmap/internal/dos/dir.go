@@ -36,7 +36,7 @@ func (h *Heap) Slots(d Dir, fn func(b []byte, pos int64) bool) error {
 		if !h.Valid(n) {
 			return ondisk.Corrupt("directory", "cluster", -1, n)
 		}
-		if !h.claim(n, claim{d.Owner, index}) {
+		if !h.claims.Take(uint64(n), d.Owner, index) {
 			return ondisk.Corrupt("directory", "loop, or shared with another directory, at cluster", h.Pos(n), n)
 		}
 		pos, end := h.Pos(n), h.Pos(n)+min(h.Cluster(), size-index<<h.Shift)
@@ -75,20 +75,6 @@ func (h *Heap) Slots(d Dir, fn func(b []byte, pos int64) bool) error {
 		return ondisk.Corrupt("directory", "more bytes than", -1, d.Limit)
 	}
 	return first
-}
-
-// claim gives cluster n to a directory, unless it is another's or has another place in the chain.
-func (h *Heap) claim(n uint32, c claim) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if have, ok := h.claims[n]; ok {
-		return have == c
-	}
-	if h.claims == nil {
-		h.claims = make(map[uint32]claim)
-	}
-	h.claims[n] = c
-	return true
 }
 
 // Attributes of a directory entry.

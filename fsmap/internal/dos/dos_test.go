@@ -41,23 +41,6 @@ func TestTime(t *testing.T) {
 	}
 }
 
-func TestAppendUTF16(t *testing.T) {
-	for _, test := range []struct {
-		units []uint16
-		want  string
-	}{
-		{[]uint16{'a', 0xE9, 0x65E5}, "aé日"},
-		{[]uint16{0xD83D, 0xDE00}, "😀"},
-		{[]uint16{0xD83D}, "\xED\xA0\xBD"},
-		{[]uint16{0xDE00, 0xD83D, 'x'}, "\xED\xB8\x80\xED\xA0\xBDx"},
-		{[]uint16{0xFFFD}, "\uFFFD"},
-	} {
-		if got := string(AppendUTF16(nil, test.units)); got != test.want {
-			t.Errorf("%x: %q, should be %q", test.units, got, test.want)
-		}
-	}
-}
-
 // heap makes a volume of the given table entries: 512 bytes, the table, then clusters of 512 bytes.
 func heap(bits int, entries []uint32) *Heap {
 	b := make([]byte, 512+len(entries)*4+8+len(entries)*512)

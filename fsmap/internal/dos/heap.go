@@ -1,13 +1,13 @@
 // Package dos is what FAT and exFAT have in common: a heap of clusters that a table links to chains, directories that
-// are such chains of 32-byte entries, times that count from 1980, and names in UTF-16.
+// are such chains of 32-byte entries, and times that count from 1980.
 package dos
 
 import (
 	"encoding/binary"
 	"fmt"
-	"sync"
 
 	"vmkit/formats/ondisk"
+	"vmkit/fsmap/internal/claim"
 )
 
 // FirstCluster is the number of the heap's first cluster; 0 and 1 are no clusters.
@@ -30,14 +30,7 @@ type Heap struct {
 	// follow two: chains that run into one another. Both may be nil.
 	Linked, Merged Bitmap
 
-	mu     sync.Mutex
-	claims map[uint32]claim
-}
-
-// claim says whose directory a cluster belongs to, as which one of its chain.
-type claim struct {
-	owner uint64
-	index int64
+	claims claim.Table
 }
 
 // Cluster gives the bytes in a cluster.

@@ -1,4 +1,5 @@
-package dos
+// Package names turns what file systems hold as names into names that a path can have.
+package names
 
 import (
 	"bytes"
