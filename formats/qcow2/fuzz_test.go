@@ -10,7 +10,10 @@ import (
 )
 
 func FuzzOpen(f *testing.F) {
-	formatstest.Fuzz(f, qcow2.Format, seeds(f)...)
+	for _, b := range seeds(f) {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) { formatstest.Fuzz(t, qcow2.Format, b) })
 }
 
 // seeds makes small images of every kind; none where qemu-img is absent.
