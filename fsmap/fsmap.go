@@ -22,6 +22,7 @@ type Run struct {
 	At, Len int64 // position in the file and length, in bytes; At is not used in parts
 	Kind    Kind
 	Off     int64  // Data, Unwritten: position in the volume
+	Dev     int    // the member that Off counts in, where a file system spans several volumes; else 0
 	Skip    int64  // Packed: where in the decoded bytes the run starts
 	Pack    *Pack  // Packed
 	Bytes   []byte // Inline
@@ -153,6 +154,18 @@ type Driver struct {
 	// Open reads what is needed to use the file system. A dirty journal is replayed into memory here. It fails here,
 	// or never.
 	Open func(r io.ReaderAt, size int64, o Options) (FS, error)
+	// MemberOf tells which file system the volume is a part of, by an id that all its parts share, and the part's
+	// number. It is nil for families that never span several volumes.
+	MemberOf func(r io.ReaderAt, size int64) (id string, number uint64, err error)
+	// OpenSet opens a file system from the members that were found, in order of their numbers; Run.Dev counts in
+	// them. It is used instead of Open where MemberOf is there.
+	OpenSet func(members []Member, o Options) (FS, error)
+}
+
+// Member is one volume of a file system that spans several.
+type Member struct {
+	R    io.ReaderAt
+	Size int64
 }
 
 // ProbeLen is how many bytes of a volume every probe sees: 68 KiB, up to btrfs's super block at 64 KiB.

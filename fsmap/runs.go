@@ -11,7 +11,12 @@ type Runs struct {
 	List []Run
 	size int64
 	next int64
+	// spill, where set, takes a list that has grown long, all but its last run.
+	spill func([]Run)
 }
+
+// spillAt is how many runs a list holds before it is spilled.
+const spillAt = 4096
 
 // Reset empties the list for a file of size bytes.
 func (r *Runs) Reset(size int64) {
@@ -55,8 +60,8 @@ func (r *Runs) push(x Run) {
 		p := &r.List[n-1]
 		switch {
 		case p.Kind != x.Kind:
-		case x.Kind == mapfile.Hole, x.Kind == mapfile.Missing, x.Kind == mapfile.Encrypted && p.Off+p.Len == x.Off,
-			(x.Kind == mapfile.Data || x.Kind == mapfile.Unwritten) && p.Off+p.Len == x.Off,
+		case x.Kind == mapfile.Hole, x.Kind == mapfile.Missing, x.Kind == mapfile.Encrypted && p.Off+p.Len == x.Off && p.Dev == x.Dev,
+			(x.Kind == mapfile.Data || x.Kind == mapfile.Unwritten) && p.Off+p.Len == x.Off && p.Dev == x.Dev,
 			x.Kind == mapfile.Packed && p.Pack == x.Pack && p.Skip+p.Len == x.Skip:
 			p.Len += x.Len
 			return
@@ -67,6 +72,11 @@ func (r *Runs) push(x Run) {
 		}
 	}
 	r.List = append(r.List, x)
+	if r.spill != nil && len(r.List) > spillAt {
+		last := len(r.List) - 1
+		r.spill(r.List[:last])
+		r.List = append(r.List[:0], r.List[last])
+	}
 }
 
 // Data appends n bytes that lie at off of the volume.

@@ -3,6 +3,7 @@ package all
 
 import (
 	"vmkit/fsmap"
+	"vmkit/fsmap/btrfs"
 	"vmkit/fsmap/exfat"
 	"vmkit/fsmap/fat"
 	"vmkit/fsmap/ntfs"
@@ -11,6 +12,7 @@ import (
 
 // Drivers lists every driver. Their order decides nothing: all probes run, and two hits are an error.
 var Drivers = []fsmap.Driver{
+	btrfs.Driver,
 	exfat.Driver,
 	fat.Driver,
 	ntfs.Driver,

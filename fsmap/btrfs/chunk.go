@@ -1,0 +1,189 @@
+package btrfs
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+
+	"vmkit/formats/codec"
+	"vmkit/formats/ondisk"
+	"vmkit/fsmap"
+	"vmkit/fsmap/mapfile"
+)
+
+// chunk is a range of logical addresses and where it lies on the devices.
+type chunk struct {
+	logical, length int64
+	typ             uint64
+	stripeLen       int64
+	sub             int
+	stripes         []stripe
+}
+
+type stripe struct {
+	dev int // index of the member, -1 when it is missing
+	off int64
+}
+
+// chunkMap turns logical addresses into places on devices.
+type chunkMap struct {
+	chunks []chunk // in order of logical address, without overlap
+	sizes  []int64 // of the members
+	byID   map[uint64]int
+}
+
+// add takes a chunk item.
+func (m *chunkMap) add(logical uint64, b []byte) error {
+	bad := func(field string, got any) error {
+		return ondisk.Corrupt("btrfs chunk", fmt.Sprintf("at %#x: %s", logical, field), -1, got)
+	}
+	if len(b) < ckHead+stripeSize {
+		return bad("length of the item", len(b))
+	}
+	n := int(le.Uint16(b[ckStripes:]))
+	length, stripeLen := le.Uint64(b[ckLength:]), le.Uint64(b[ckStripeLen:])
+	c := chunk{logical: int64(logical), length: int64(length), typ: le.Uint64(b[ckType:]), stripeLen: int64(stripeLen), sub: int(le.Uint16(b[ckSubStripes:]))}
+	switch {
+	case n == 0 || n > maxStripes || len(b) < ckHead+n*stripeSize:
+		return bad("number of stripes", n)
+	case length == 0 || length > 1<<56 || logical > 1<<60:
+		return bad("length", length)
+	case stripeLen < 4096 || stripeLen > 1<<30 || stripeLen&(stripeLen-1) != 0:
+		return bad("stripe length", stripeLen)
+	case c.typ&bgRAID10 != 0 && (c.sub < 1 || n%c.sub != 0),
+		c.typ&bgRAID5 != 0 && n < 2, c.typ&bgRAID6 != 0 && n < 3:
+		return bad("number of stripes", n)
+	}
+	for i := range n {
+		s := b[ckHead+i*stripeSize:]
+		dev, ok := m.byID[le.Uint64(s)]
+		if !ok {
+			dev = -1
+		}
+		off := le.Uint64(s[8:])
+		if off > 1<<60 {
+			return bad("stripe offset", off)
+		}
+		c.stripes = append(c.stripes, stripe{dev, int64(off)})
+	}
+	i := sort.Search(len(m.chunks), func(i int) bool { return m.chunks[i].logical >= c.logical })
+	if i < len(m.chunks) && m.chunks[i].logical == c.logical {
+		m.chunks[i] = c // the system array's chunks stand in the chunk tree again
+		return nil
+	}
+	if i > 0 && m.chunks[i-1].logical+m.chunks[i-1].length > c.logical || i < len(m.chunks) && c.logical+c.length > m.chunks[i].logical {
+		return bad("overlaps another one", length)
+	}
+	if len(m.chunks) >= maxChunks {
+		return ondisk.Unsupported("btrfs", "number of chunks", -1, len(m.chunks))
+	}
+	m.chunks = slices.Insert(m.chunks, i, c)
+	return nil
+}
+
+func (m *chunkMap) find(logical int64) (*chunk, error) {
+	i := sort.Search(len(m.chunks), func(i int) bool { return m.chunks[i].logical+m.chunks[i].length > logical })
+	if i == len(m.chunks) || logical < m.chunks[i].logical {
+		return nil, ondisk.Corrupt("btrfs", "logical address without a chunk", -1, fmt.Sprintf("%#x", logical))
+	}
+	return &m.chunks[i], nil
+}
+
+// mirrors gives the number of copies of what lies in c; parity is not counted.
+func (c *chunk) mirrors() int {
+	switch {
+	case c.typ&(bgRAID1|bgDUP|bg1C3|bg1C4) != 0:
+		return len(c.stripes)
+	case c.typ&bgRAID10 != 0:
+		return c.sub
+	}
+	return 1
+}
+
+// place gives where the byte at off of the chunk lies in copy mirror, and how many bytes follow it there. For RAID 5
+// and 6 row is the stripe row, else -1.
+func (c *chunk) place(off int64, mirror int) (s stripe, n, row int64) {
+	nr, in := off/c.stripeLen, off%c.stripeLen
+	num := int64(len(c.stripes))
+	switch {
+	case c.typ&bgRAID0 != 0:
+		s = c.stripes[nr%num]
+		return stripe{s.dev, s.off + nr/num*c.stripeLen + in}, c.stripeLen - in, -1
+	case c.typ&bgRAID10 != 0:
+		groups := num / int64(c.sub)
+		s = c.stripes[nr%groups*int64(c.sub)+int64(mirror)]
+		return stripe{s.dev, s.off + nr/groups*c.stripeLen + in}, c.stripeLen - in, -1
+	case c.typ&(bgRAID5|bgRAID6) != 0:
+		data := num - c.parity()
+		row := nr / data
+		s = c.stripes[(row+nr%data)%num]
+		return stripe{s.dev, s.off + row*c.stripeLen + in}, c.stripeLen - in, row
+	}
+	s = c.stripes[mirror]
+	return stripe{s.dev, s.off + off}, c.length - off, -1
+}
+
+func (c *chunk) parity() int64 {
+	if c.typ&bgRAID6 != 0 {
+		return 2
+	}
+	return 1
+}
+
+// present tells whether n bytes at s can be read.
+func (m *chunkMap) present(s stripe, n int64) bool {
+	return s.dev >= 0 && ondisk.Within(s.off, n, m.sizes[s.dev])
+}
+
+// runs calls add with where n bytes at a logical address lie, in order: runs of kind Data with a place on a member,
+// Packed where a lost stripe follows from the others, or Missing.
+func (m *chunkMap) runs(logical, n int64, add func(fsmap.Run) error) error {
+	for n > 0 {
+		c, err := m.find(logical)
+		if err != nil {
+			return err
+		}
+		off := logical - c.logical
+		var s stripe
+		var k, row int64
+		ok := false
+		for mirror := range c.mirrors() {
+			s, k, row = c.place(off, mirror)
+			if k = min(k, n, c.length-off); m.present(s, k) {
+				ok = true
+				break
+			}
+		}
+		x := fsmap.Run{Len: k, Kind: mapfile.Data, Off: s.off, Dev: s.dev}
+		if !ok {
+			x = fsmap.Run{Len: k, Kind: mapfile.Missing}
+			if row >= 0 {
+				x = m.rebuild(c, s, row, off%c.stripeLen, k, x)
+			}
+		}
+		if err := add(x); err != nil {
+			return err
+		}
+		logical, n = logical+k, n-k
+	}
+	return nil
+}
+
+// rebuild gives the lost data stripe of a RAID 5 or 6 row from the others and P, if all of those are there.
+func (m *chunkMap) rebuild(c *chunk, lost stripe, row, in, n int64, missing fsmap.Run) fsmap.Run {
+	num := int64(len(c.stripes))
+	data := num - c.parity()
+	pack := &fsmap.Pack{Spec: codec.Spec{Codec: codec.XOR, Full: n}}
+	for i := range data + 1 { // the data stripes, then P
+		p := c.stripes[(row+i)%num]
+		p.off += row*c.stripeLen + in
+		if p == lost {
+			continue
+		}
+		if !m.present(p, n) {
+			return missing
+		}
+		pack.Parts = append(pack.Parts, fsmap.Run{Len: n, Kind: mapfile.Data, Off: p.off, Dev: p.dev})
+	}
+	return fsmap.Run{Len: n, Kind: mapfile.Packed, Pack: pack}
+}
