@@ -42,7 +42,8 @@ const ProbeLen = 64 << 10
 // MaxChain bounds the layers of a backing chain. QEMU itself gets slow long before; 256 is more than any tool writes.
 const MaxChain = 256
 
-// Passphrase asks for the secret that opens what names (an image, a volume). ok is false when there is none.
+// Passphrase asks for the secret that opens what names (an image, a volume). ok is false when there is none. It is
+// asked again for the same what when a secret turned out to be wrong, until ok is false.
 type Passphrase func(what string) (secret []byte, ok bool)
 
 // Opener opens images with their companions by the table of formats. The zero value of each option is the strict one.
@@ -219,7 +220,7 @@ func (o *Opener) choose(f *File, name string) (Format, bool, error) {
 // With AllowMissing an absent one is nil without an error.
 func (o *Opener) Companion(of *File, name string, role Role) (*File, error) {
 	if o.probed {
-		return nil, fmt.Errorf("its format was guessed, so it may not name other files (%q)", name)
+		return nil, fmt.Errorf("its format was guessed, so it may not name other files (%q): %w", name, ondisk.ErrUnsupported)
 	}
 	f, err := o.Source.Companion(of, name, role)
 	if err != nil {

@@ -1,0 +1,76 @@
+// Command vmmap says where every file of a guest lies in the host files of its disk images.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"vmkit/cmd/internal/cli"
+)
+
+func main() {
+	os.Exit(run(cli.Signals(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return command().Exec(ctx, args, stdin, stdout, stderr)
+}
+
+const help = `Usage: vmmap [OPTION]... IMAGE...
+       vmfreeze VM | vmclone -C DIR | vmmap [OPTION]...
+
+Writes the map of the disk images, which are taken together as the disks of one machine:
+a record for every volume and every file, with the bytes of the host files that hold it.
+Images are only read. Without an IMAGE, clone records are read from stdin, and a map is
+written for each. At a terminal the files are listed for people.
+
+      --only PATTERN     map only files that match: /PATH on any volume, or VOLUME:/PATH,
+                         with *, ?, [] and **; a folder brings what is in it (repeatable)
+      --volumes          only the volumes, not the files in them
+      --volume-extents   with the extents of the volumes themselves
+      --hash             with the SHA-256 of every file, for which all of them are read
+      --rebase IMAGE     complete a map from stdin: the same disks now lie in IMAGE
+                         (repeatable)
+  -l, --list             list for people instead of writing records
+      --bodyfile         write a bodyfile for mactime instead of records
+  -o, --output FILE      write to FILE, which appears when it is whole
+` + cli.InputHelp + cli.CommonHelp + `
+Examples:
+  vmmap web1.qcow2 > web1.map
+  vmmap web1.qcow2 | vmextract -C out | vmverify
+  vmmap --volumes -l web1.qcow2 web1-data.vmdk
+  vmmap --only 'p2:/etc/**' -l web1.qcow2
+  vmmap --snapshot before-update --bodyfile web1.qcow2 | mactime -d -y
+  vmmap --rebase web1.vmdk < web1.map
+`
+
+// options are those of vmmap alone.
+type options struct {
+	input         cli.Input
+	only          []string
+	volumes       bool
+	volumeExtents bool
+	hash          bool
+	rebase        []string
+	list          bool
+	bodyfile      bool
+	output        string
+}
+
+func command() *cli.Command {
+	c := cli.New("vmmap", help)
+	o := &options{}
+	f := c.Flags
+	f.StringArrayVar(&o.only, "only", nil, "")
+	f.BoolVar(&o.volumes, "volumes", false, "")
+	f.BoolVar(&o.volumeExtents, "volume-extents", false, "")
+	f.BoolVar(&o.hash, "hash", false, "")
+	f.StringArrayVar(&o.rebase, "rebase", nil, "")
+	f.BoolVarP(&o.list, "list", "l", false, "")
+	f.BoolVar(&o.bodyfile, "bodyfile", false, "")
+	f.StringVarP(&o.output, "output", "o", "", "")
+	o.input.Register(f)
+	c.Run = o.run
+	return c
+}
