@@ -5,6 +5,7 @@ import (
 	"vmkit/formats"
 	"vmkit/formats/qcow2"
 	"vmkit/formats/raw"
+	"vmkit/formats/vdi"
 	"vmkit/formats/vmdk"
 )
 
@@ -13,4 +14,5 @@ var Formats = []formats.Format{
 	raw.Format,
 	qcow2.Format,
 	vmdk.Format,
+	vdi.Format,
 }

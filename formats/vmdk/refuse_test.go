@@ -134,16 +134,18 @@ func FuzzOpen(f *testing.F) {
 	raw := bytes.Repeat([]byte("seed "), 40000)
 	clear(raw[8<<10 : 120<<10])
 	stream := vmwareStream(raw[:200000/512*512], 21)
-	f.Add(stream)
-	f.Add(stream[:len(stream)-2000])
-	f.Add(cowd(raw[:9<<10], 512))
-	f.Add(seSparse(raw[:16<<10], none, none)[:3<<12])
 	hosted := append(hostedHeader(7, 300, 22, 22, 21, 0), make([]byte, 21*512)...)
 	hosted = append(hosted, 23)
 	hosted = append(hosted, make([]byte, 511)...)
-	f.Add(append(hosted, 1, 0, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0))
-	for _, line := range []string{`RW 100 FLAT "self" 1`, `RW 100 ZERO`, `RW 100 SPARSE "self"`} {
-		f.Add(read(f, describe(f, in(f, "d"), "custom", "parentFileNameHint=\"parent\"\n", line)))
+	seeds := [][]byte{
+		stream, stream[:len(stream)-2000], cowd(raw[:9<<10], 512), seSparse(raw[:16<<10], none, none)[:3<<12],
+		append(hosted, 1, 0, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0),
+	}
+	for _, line := range []string{`RW 100 FLAT "fuzz" 1`, `RW 100 ZERO`, `RW 100 SPARSE "fuzz"`} {
+		seeds = append(seeds, read(f, describe(f, in(f, "d"), "custom", "parentFileNameHint=\"parent\"\n", line)))
+	}
+	for _, b := range seeds {
+		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) { formatstest.Fuzz(t, vmdk.Format, b) })
 }
