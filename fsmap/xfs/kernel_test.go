@@ -1,12 +1,17 @@
 package xfs
 
 import (
+	"encoding/binary"
 	"flag"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"vmkit/fixtures"
 	"vmkit/fsmap"
@@ -76,11 +81,183 @@ func compareKernel(t *testing.T, img string) {
 	for _, err := range fs.Info().Problems {
 		t.Error("problem:", err)
 	}
+	f := fs.(*fsys)
 	t.Log("journal", fs.Info().Journal, fs.Info().Notes)
+	if l, err := openLog(r, f.geometry, f.size); err == nil {
+		if st, err := l.find(); err == nil {
+			t.Logf("log of %d blocks, work from %d to %d; %d inodes with open intents, %d with a new owner", l.n, st.tail, st.head, len(f.patches), len(f.reowned))
+		}
+	}
 	l := list(fs, r, true)
 	for _, p := range l.problems {
 		t.Error("problem:", p)
 	}
 	compare(t, l.lines, kernelList(t, img))
 	t.Log(len(l.lines), "names")
+}
+
+var rounds = flag.Int("xfs.rounds", 1, "rounds of TestDirtyLog with each way of making a file system")
+
+// shapes are ways of making a file system, in mkfs.xfs's words; bits are incompatible feature bits that the mkfs.xfs at
+// hand may not know.
+var shapes = []struct {
+	name, opts string
+	bits       uint32
+}{
+	{"default", "", 0},
+	{"1k", "-b size=1024 -i nrext64=1", 0},
+	{"64k", "-b size=65536", 0},
+	{"bigdirs", "-b size=1024 -n size=16384 -m reflink=0,finobt=0", 0},
+	{"4ksectors", "-s size=4096 -n size=65536 -i size=2048", 0},
+	{"rmapbt", "-m rmapbt=1,bigtime=0,inobtcount=0 -i sparse=0", 0},
+	{"stripe", "-l su=256k -d su=64k,sw=2", 0},
+	{"exchange", "-b size=2048 -m rmapbt=1", incompatExchRange},
+	{"parents", "", incompatExchRange | incompatParent},
+}
+
+// TestDirtyLog makes file systems, stops them at a random moment of random work, and compares what is read with what
+// the kernel shows after its own recovery.
+func TestDirtyLog(t *testing.T) {
+	needKernel(t, "xfs_io", "xfs_db")
+	for _, s := range shapes {
+		for i := range *rounds {
+			t.Run(fmt.Sprintf("%s-%d", s.name, i), func(t *testing.T) {
+				seed := rand.Int64N(1 << 40)
+				img := dirtyImage(t, s.opts, s.bits, seed)
+				if t.Failed() || t.Skipped() {
+					return
+				}
+				compareKernel(t, img)
+				if t.Failed() {
+					t.Log("seed", seed)
+					if dir := os.Getenv("XFS_KEEP"); dir != "" {
+						run(t, "cp", "--sparse=always", img, filepath.Join(dir, fmt.Sprintf("%s-%d.img", s.name, seed)))
+					}
+				}
+			})
+		}
+	}
+}
+
+// dirtyImage makes an image whose log holds work.
+func dirtyImage(t *testing.T, opts string, bits uint32, seed int64) string {
+	t.Helper()
+	r := rand.New(rand.NewPCG(uint64(seed), 1))
+	img, mnt := mountNew(t, opts, bits)
+	churn := exec.Command("python3", filepath.Join(fixtures.Dir(t, "xfs-oracle"), "churn.py"), mnt, strconv.FormatInt(seed, 10), strconv.Itoa(20000))
+	churn.Stderr = os.Stderr
+	if err := churn.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- churn.Wait() }()
+	select {
+	case <-done:
+	case <-time.After(time.Duration(500+r.IntN(6000)) * time.Millisecond):
+	}
+	down := "shutdown"
+	if r.IntN(2) == 0 {
+		down = "shutdown -f" // the log is written out first
+	}
+	run(t, "xfs_io", "-x", "-c", down, mnt)
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		churn.Process.Kill()
+		<-done
+	}
+	run(t, "umount", mnt)
+	return img
+}
+
+// mountNew makes a file system and mounts it.
+func mountNew(t *testing.T, opts string, bits uint32) (img, mnt string) {
+	t.Helper()
+	dir := t.TempDir()
+	img, mnt = filepath.Join(dir, "x.img"), filepath.Join(dir, "mnt")
+	args := append([]string{"-q", "-f"}, append(strings.Fields(opts), img)...)
+	// Small logs, which wrap soon, are called unsupported by newer versions and are all that older ones know.
+	run(t, "truncate", "-s", "160m", img)
+	if exec.Command("mkfs.xfs", append([]string{"--unsupported"}, args...)...).Run() != nil {
+		run(t, "truncate", "-s", "320m", img)
+		run(t, "mkfs.xfs", args...)
+	}
+	if bits != 0 {
+		setIncompat(t, img, bits)
+	}
+	if err := os.Mkdir(mnt, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mount", "-t", "xfs", "-o", "loop", img, mnt).CombinedOutput(); err != nil {
+		t.Skipf("the kernel doesn't mount it: %v: %s", err, out)
+	}
+	return img, mnt
+}
+
+// setIncompat sets feature bits in the first superblock.
+func setIncompat(t *testing.T, img string, bits uint32) {
+	t.Helper()
+	h, err := os.OpenFile(img, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	g, _, err := superblock(h, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, g.sb.SectSize)
+	if _, err := h.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	be.PutUint32(b[216:], be.Uint32(b[216:])|bits)
+	binary.LittleEndian.PutUint32(b[sbCRCOff:], checksum(b, sbCRCOff))
+	if _, err := h.WriteAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOpenIntents stops file systems in the middle of changes of many transactions, until logs announce what was not
+// done; the kernel does it after its recovery, and so does the driver.
+func TestOpenIntents(t *testing.T) {
+	needKernel(t)
+	for _, x := range []struct {
+		name, kind, flags string
+	}{{"clone", "clone", "0"}, {"exchange", "exchange", "0"}, {"exchange-to-eof", "exchange", "1"}, {"exchange-written", "exchange", "4"}} {
+		t.Run(x.name, func(t *testing.T) {
+			bits := uint32(0)
+			if x.kind == "exchange" {
+				bits = incompatExchRange
+			}
+			found := 0
+			for try := 0; try < 24 && found < *rounds; try++ {
+				img, mnt := mountNew(t, "-b size=1024", bits)
+				wait := strconv.FormatFloat(0.003+rand.Float64()*0.03, 'f', 4, 64)
+				out := run(t, "python3", filepath.Join(fixtures.Dir(t, "xfs-oracle"), "intents.py"), mnt, x.kind, "3000", wait, x.flags)
+				run(t, "umount", mnt)
+				if strings.Contains(out, "not supported") {
+					t.Skip("the kernel doesn't know this change")
+				}
+				fs, _ := openImage(t, img, fsmap.Options{})
+				if len(fs.(*fsys).patches) > 0 {
+					found++
+					compareKernel(t, img)
+				}
+				os.Remove(img)
+			}
+			if found == 0 {
+				t.Skip("no log was caught with an open intent")
+			}
+		})
+	}
+}
+
+func openFile(t *testing.T, path string) *os.File {
+	t.Helper()
+	h, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h
 }

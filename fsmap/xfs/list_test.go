@@ -203,7 +203,13 @@ func compare(t testing.TB, got, want []string) {
 		case !ok:
 			say("lacks %s", s)
 		case x != s:
-			say("differs:\n got  %s\n want %s", x, s)
+			a, b := x, s
+			for i := 0; i+200 < min(len(x), len(s)); i += 100 { // long lists of extents: from about where they part
+				if x[:i+100] == s[:i+100] {
+					a, b = k+" … "+x[i+100:], k+" … "+s[i+100:]
+				}
+			}
+			say("differs:\n got  %s\n want %s", a, b)
 		}
 	}
 	for _, s := range got {
