@@ -33,6 +33,8 @@ type Case struct {
 	// Gone says which bytes can't be had, and why: formats.Missing or formats.Encrypted, else 0. The truth of such
 	// bytes is not looked at. A nil Gone: every byte can be had.
 	Gone func(off int64) formats.Kind
+	// Env is what extents are decoded with besides; nil: a fresh one. An image that needs keys gets its own Env here.
+	Env *formats.Env
 }
 
 // Open opens an image with everything that it refers to by the table of formats, and closes it when the test ends.
@@ -76,7 +78,10 @@ func Run(t *testing.T, c Case) {
 	if c.Size == 0 {
 		return
 	}
-	r := &runner{Case: c, img: img, env: formats.NewEnv(0)}
+	if c.Env == nil {
+		c.Env = formats.NewEnv(0)
+	}
+	r := &runner{Case: c, img: img}
 	var bounds []int64
 	t.Run("extents", func(t *testing.T) { bounds = r.walk(t) })
 	t.Run("boundaries", func(t *testing.T) { r.boundaries(t, bounds) })
@@ -88,7 +93,6 @@ func Run(t *testing.T, c Case) {
 type runner struct {
 	Case
 	img *formats.Image
-	env *formats.Env
 }
 
 const (
@@ -189,7 +193,7 @@ func (r *runner) content(t testing.TB, off int64, e formats.Extent, n int64) {
 				t.Fatalf("byte %#x of %s can be had", off+p, show(e))
 			}
 		}
-		if err := r.env.Fill(make([]byte, 1), e); err == nil {
+		if err := r.Env.Fill(make([]byte, 1), e); err == nil {
 			t.Fatalf("filled from %s", show(e))
 		}
 		return
@@ -205,7 +209,7 @@ func (r *runner) content(t testing.TB, off int64, e formats.Extent, n int64) {
 		case formats.Packed:
 			part.Skip += at
 		}
-		if err := r.env.Fill(got[:k], part); err != nil {
+		if err := r.Env.Fill(got[:k], part); err != nil {
 			t.Fatalf("at %#x: %s: %v", off+at, show(part), err)
 		}
 		r.truth(t, want[:k], off+at)

@@ -152,6 +152,57 @@ func mustWrite(t testing.TB, path string, b []byte) {
 	}
 }
 
+// TestLUKS reads a payload that qemu-img encrypted, with its passphrase, a wrong one, and none.
+func TestLUKS(t *testing.T) {
+	const passphrase = "correct horse"
+	for name, options := range map[string]string{"64k": "", "512 bytes": ",cluster_size=512", "subclusters": ",extended_l2=on"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			src, path, secret := filepath.Join(dir, "src"), filepath.Join(dir, "disk.qcow2"), filepath.Join(dir, "secret")
+			const size = 3<<20 + 512
+			mixed(t, src, size)
+			mustWrite(t, secret, []byte(passphrase))
+			formatstest.Exec(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", "--object", "secret,id=s,file="+secret,
+				"-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"+options, src, path)
+			truth := bytes.NewReader(mustRead(t, src))
+			asked := 0
+			open := func(answers ...string) func(t testing.TB) *formats.Image {
+				return func(t testing.TB) *formats.Image {
+					left := answers
+					return formatstest.Open(t, table, path, func(o *formats.Opener) {
+						// The suite decodes with an Env of its own: both share the key.
+						o.Env = env
+						o.Passphrase = func(what string) ([]byte, bool) {
+							if asked++; what != path || len(left) == 0 {
+								return nil, false
+							}
+							a := left[0]
+							left = left[1:]
+							return []byte(a), true
+						}
+					})
+				}
+			}
+			formatstest.Run(t, formatstest.Case{Open: open("wrong", passphrase), Truth: truth, Size: size, Env: env})
+			plain := open(passphrase)(t)
+			formatstest.Run(t, formatstest.Case{Open: open("wrong"), Truth: truth, Size: size, Gone: func(off int64) formats.Kind {
+				if e, err := plain.ExtentAt(off, 1); err != nil || e.Kind != formats.Zero {
+					return formats.Encrypted
+				}
+				return 0
+			}})
+			if img := open()(t); img.Encryption != "luks" {
+				t.Errorf("encryption %q", img.Encryption)
+			}
+			if asked == 0 {
+				t.Error("nobody was asked")
+			}
+		})
+	}
+}
+
+var env = formats.NewEnv(0)
+
 func TestSnapshots(t *testing.T) {
 	for name, options := range map[string]string{"v3": "", "v2": "compat=0.10", "subclusters": "extended_l2=on"} {
 		t.Run(name, func(t *testing.T) {

@@ -110,7 +110,11 @@ func (m *mapper) clip(r *run, off int64) {
 		*r = run{start: r.start, end: r.end, kind: formats.Missing}
 		return
 	}
-	end := r.start + max(m.data.Size-r.host, 0)
+	size := m.data.Size
+	if m.crypt != nil {
+		size &^= m.crypt.sector - 1 // only whole sectors can be decrypted
+	}
+	end := r.start + max(size-r.host, 0)
 	if off < end {
 		r.end = min(r.end, end)
 		return
