@@ -145,9 +145,16 @@ const (
 	md1Len           = 256     // behind it: a 16-bit role for each of MaxDev devices
 	mdMaxDev         = 1920    // what fits into 4 KiB
 	mdRecoveryOffset = 1 << 1  // feature: RecoveryOffset is valid
+	mdBadBlocks      = 1 << 3  // feature: there is a log of bad blocks
 	mdReshape        = 1 << 2  // feature: the array changes its shape
 	mdRAID0Layout    = 1 << 13 // feature: Layout says how a RAID 0 of unequal members goes
+	mdReplacement    = 1 << 4  // feature: the member is to replace another of its role
+	mdHasJournal     = 1 << 10 // feature: writes go through a journal device
 	mdFeatures       = 1<<14 - 1
+	mdLinear         = -1 // level
+	raid0Original    = 1  // layout of level 0: before Linux 3.14
+	raid0Alternate   = 2
+	maxBadLog        = 128    // sectors; mdadm reserves 8
 	mdDiskFaulty     = 1 << 0 // md0Disk.State
 	mdDiskActive     = 1 << 1
 	mdDiskSync       = 1 << 2
@@ -239,3 +246,56 @@ type md0Disk struct {
 	State    uint32
 	_        [27]uint32
 }
+
+// LVM2 physical volumes: lib/format_text/layout.h of LVM2. The label lies in one of the first four sectors.
+const (
+	lvmLabel     = "LABELONE"
+	lvmType      = "LVM2 001"
+	lvmLabels    = 4 // sectors
+	mdaMagic     = " LVM2 x[5A%r0N*>"
+	mdaHeaderLen = 512
+	mdaIgnored   = 1 // rawLocation.Flags
+	maxAreas     = 16
+)
+
+type lvmLabelHeader struct {
+	Magic  [8]byte
+	Sector uint64
+	CRC    uint32 // of the sector from Offset on
+	Offset uint32 // of the physical volume's header in the sector
+	Type   [8]byte
+}
+
+// mdaHeader is at the start of a metadata area, a ring of texts of which one counts.
+type mdaHeader struct {
+	CRC       uint32 // of the 508 bytes behind it
+	Magic     [16]byte
+	Version   uint32
+	Start     uint64 // of the area in the volume
+	Size      uint64
+	Locations [4]rawLocation // the first: the committed text
+}
+
+type rawLocation struct {
+	Offset uint64 // from the start of the area; the text goes on behind the header when it reaches the end
+	Size   uint64
+	CRC    uint32
+	Flags  uint32
+}
+
+// dm-raid keeps a superblock in each metadata volume: drivers/md/dm-raid.c. Little-endian.
+type dmRaidSuper struct {
+	Magic    uint32
+	Compat   uint32
+	Devices  uint32
+	Position uint32
+	Events   uint64
+	Failed   uint64 // one bit a member
+	Recovery uint64 // sectors of this member that are rebuilt
+	Resync   uint64
+	Level    uint32
+	Layout   uint32
+	Stripe   uint32
+}
+
+const dmRaidMagic = 0x64526d44

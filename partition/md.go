@@ -27,6 +27,9 @@ type mdSuper struct {
 	reshape  bool
 	recovery int64 // sectors from the start that are rebuilt; -1: all
 	resync   int64 // sectors that are in sync
+	badOff   int64 // of the bad block log, in sectors from the superblock
+	badSize  uint16
+	badShift uint8
 	err      error // a wrong checksum
 }
 
@@ -76,6 +79,9 @@ func readMD1(v *view, version string, sector int64) *mdSuper {
 		events: h.Events, role: mdSpare, dataOff: sectorCount(h.DataOffset), dataSize: sectorCount(h.DataSize),
 		features: h.FeatureMap, reshape: h.FeatureMap&mdReshape != 0, recovery: -1, resync: sectorCount(h.ResyncOffset),
 	}
+	if h.FeatureMap&mdBadBlocks != 0 && h.BadShift < 16 {
+		s.badOff, s.badSize, s.badShift = int64(int32(h.BadOffset)), h.BadSize, h.BadShift
+	}
 	if h.FeatureMap&mdRecoveryOffset != 0 {
 		s.recovery = sectorCount(h.RecoveryOffset)
 	}
@@ -102,7 +108,7 @@ func readMD1(v *view, version string, sector int64) *mdSuper {
 	return s
 }
 
-// md1Checksum adds up the 32-bit words, the checksum as zero, and folds the carry back in.
+// md1Checksum adds up the 32-bit words, its own as zero, and folds the carry back in.
 func md1Checksum(b []byte) uint32 {
 	var sum uint64
 	for i := 0; i+4 <= len(b); i += 4 {

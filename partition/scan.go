@@ -26,6 +26,9 @@ func Scan(images []*formats.Image, o Options) ([]Volume, error) {
 	if n := o.SectorSize; n != 0 && (n < 512 || n > 64<<10 || n&(n-1) != 0) {
 		return nil, ondisk.Unsupported("partition table", "sector size", -1, n)
 	}
+	if o.Env == nil {
+		o.Env = formats.NewEnv(0)
+	}
 	UniqueNames(images)
 	s := &scanner{o: o, names: make(map[string]bool)}
 	for _, img := range images {
@@ -35,6 +38,7 @@ func Scan(images []*formats.Image, o Options) ([]Volume, error) {
 		}
 		s.disk(img, prefix)
 	}
+	s.nest()
 	return s.vols, nil
 }
 
@@ -73,10 +77,17 @@ func unique(used map[string]bool, name string) string {
 }
 
 type scanner struct {
-	o     Options
-	vols  []Volume
-	names map[string]bool
-	full  bool // maxVolumes was reached
+	o      Options
+	vols   []Volume
+	depths []int  // how many volumes each lies in
+	leaf   []bool // no table was found in it
+	names  map[string]bool
+	full   bool // maxVolumes was reached
+
+	md         []*mdMember
+	pvs        []*lvmPV
+	groupNames map[string]bool
+	groupsDone map[string]bool
 }
 
 // table is what one partition table says.
@@ -103,23 +114,46 @@ func (t *table) own(start, size int64, what string) {
 	t.entries = append(t.entries, entry{Volume: Volume{Kind: KindTable, Scheme: t.scheme, Start: start, Size: size, Type: what}})
 }
 
-// add gives the volume its name, place and bytes, and appends it.
+// add gives the volume a name that no other has, and appends it.
 func (s *scanner) add(v Volume, name string) int {
 	v.Name = unique(s.names, name)
-	s.vols = append(s.vols, v)
+	depth := 0
+	if v.In >= 0 {
+		depth = s.depths[v.In] + 1
+	}
+	s.vols, s.depths, s.leaf = append(s.vols, v), append(s.depths, depth), append(s.leaf, true)
 	return len(s.vols) - 1
 }
 
 func (s *scanner) disk(img *formats.Image, prefix string) {
-	v := Volume{Kind: KindDisk, Image: img.Number, Size: img.Size(), In: -1, Disk: img.Disk}
-	i := s.add(v, prefix+"disk")
-	t, err := readTable(img.Disk, s.sectors(img.SectorSize))
+	i := s.add(Volume{Kind: KindDisk, Image: img.Number, Size: img.Size(), In: -1, Disk: img.Disk}, prefix+"disk")
+	s.table(i, s.sectors(img.SectorSize), prefix)
+}
+
+// table looks for a partition table in volume i, and appends what it names. A member of a mirror shows the table that
+// lies in the mirror: it is not read there.
+func (s *scanner) table(i int, sectors []int64, prefix string) {
+	v := &s.vols[i]
+	if sectors == nil {
+		sectors = s.sectors(0)
+	}
+	t, err := readTable(v.Disk, sectors)
 	if err != nil {
-		s.vols[i].Problems = append(s.vols[i].Problems, fmt.Errorf("partition table: %w", err))
+		v.Problems = append(v.Problems, fmt.Errorf("partition table: %w", err))
 	}
-	if t != nil {
-		s.place(i, t, prefix)
+	if t == nil {
+		return
 	}
+	if m := readMD(&view{r: v.Disk, size: v.Size}); m != nil && m.err == nil && !t.covers(m.at) {
+		return
+	}
+	s.leaf[i] = false
+	s.place(i, t, prefix)
+}
+
+// covers reports whether byte at lies in a partition.
+func (t *table) covers(at int64) bool {
+	return slices.ContainsFunc(t.entries, func(e entry) bool { return e.Kind == KindPartition && at >= e.Start && at-e.Start < e.Size })
 }
 
 // sectors lists the sector sizes to try, the likeliest first.
@@ -188,6 +222,7 @@ func (s *scanner) place(in int, t *table, prefix string) {
 		s.addPart(in, Volume{Kind: KindGap, Start: at, Size: c.Size - at}, prefix)
 	}
 	for _, i := range nested {
+		s.leaf[t.entries[i].In] = false
 		s.place(t.entries[i].In, t.entries[i].sub, prefix)
 	}
 }

@@ -1,0 +1,136 @@
+package partition
+
+import (
+	"errors"
+	"fmt"
+
+	"vmkit/formats"
+	"vmkit/formats/luks"
+	"vmkit/formats/ondisk"
+)
+
+// maxDepth bounds volumes in volumes: LUKS on LVM on RAID in a partition of a disk is 5.
+const maxDepth = 12
+
+// nest finds what is made of the volumes found so far, until nothing new comes up: tables and encrypted containers at
+// once, arrays and volume groups when all their members are there, and in the end those that are not complete.
+func (s *scanner) nest() {
+	s.groupNames, s.groupsDone = make(map[string]bool), make(map[string]bool)
+	for next := 0; ; {
+		for ; next < len(s.vols); next++ {
+			s.look(next)
+		}
+		if s.assembleMD(false) || s.assembleGroups(false) || s.assembleMD(true) || s.assembleGroups(true) {
+			continue
+		}
+		if next == len(s.vols) {
+			return
+		}
+	}
+}
+
+// look recognises what volume i holds, and takes it apart or registers it as a member.
+func (s *scanner) look(i int) {
+	v := &s.vols[i]
+	if v.Kind == KindGap || v.Kind == KindTable || !s.leaf[i] {
+		return
+	}
+	c, ok := Recognise(v.Disk, v.Size)
+	if ok && (c.What != Filesystem || c.Name == "zfs_member") {
+		v.Holds = c.Name
+	}
+	if v.Kind != KindDisk && v.Kind != KindPartition && v.Holds == "" {
+		s.table(i, nil, v.Name+"/")
+		v = &s.vols[i]
+	}
+	switch v.Holds {
+	case "linux_raid_member", "LVM2_member", "crypto_LUKS":
+	default:
+		return
+	}
+	if s.depths[i] >= maxDepth {
+		v.Problems = append(v.Problems, ondisk.Unsupported(v.Holds, "volumes in volumes, depth", -1, s.depths[i]))
+		return
+	}
+	switch v.Holds {
+	case "linux_raid_member":
+		if m := readMD(&view{r: v.Disk, size: v.Size}); m != nil {
+			s.md = append(s.md, &mdMember{mdSuper: m, vol: i, disk: v.Disk})
+		}
+	case "LVM2_member":
+		p, err := readPV(v.Disk)
+		if err != nil {
+			v.Problems = append(v.Problems, err)
+			return
+		}
+		p.vol = i
+		v.Problems = append(v.Problems, p.problems...)
+		s.addPV(p)
+	case "crypto_LUKS":
+		s.openLUKS(i)
+	}
+}
+
+// openLUKS appends the payload of container i: decrypted where a passphrase opens it, else encrypted.
+func (s *scanner) openLUKS(i int) {
+	v := s.vols[i]
+	fail := func(err error) { s.vols[i].Problems = append(s.vols[i].Problems, err) }
+	h, err := luks.Read(v.Disk, v.Size)
+	if h == nil {
+		fail(err)
+		return
+	}
+	p := Volume{
+		Kind: KindLUKS, Scheme: fmt.Sprintf("luks%d", h.Version), Image: -1, Start: -1, In: i, UUID: h.UUID, Label: h.Label,
+		Type: h.Cipher, Notes: h.Notes,
+	}
+	if err != nil {
+		p.Problems = append(p.Problems, err)
+	}
+	size := v.Size - h.PayloadOff
+	if h.PayloadLen >= 0 && h.PayloadLen != size {
+		if h.PayloadLen > size {
+			p.Problems = append(p.Problems, ondisk.Truncated("luks", "payload of", h.PayloadOff, h.PayloadLen))
+		}
+		size = min(size, h.PayloadLen)
+	}
+	unit := int64(max(h.SectorSize, 512))
+	if size = size / unit * unit; h.PayloadOff < 0 || size <= 0 {
+		fail(ondisk.Truncated("luks", "the container ends before its payload at", -1, h.PayloadOff))
+		return
+	}
+	p.Size = size
+	p.Segments = []Segment{{Len: size, Kind: "crypt", Volumes: []int{i}, Starts: []int64{h.PayloadOff}}}
+	var m formats.Mapper = nothing{formats.Encrypted, size}
+	if err == nil {
+		opened, err := s.unlock(v, h)
+		if err != nil {
+			p.Problems = append(p.Problems, err)
+		}
+		if opened {
+			m = &crypt{m: section(v.Disk, h.PayloadOff, size), sector: unit, iv: h.IVStart, key: h.KeyID()}
+		}
+	}
+	p.Disk = formats.NewDisk(m, s.o.Env)
+	s.add(p, v.Name+"/luks")
+}
+
+// unlock asks for the passphrase of a container and stores its volume key. That there is none is no error.
+func (s *scanner) unlock(v Volume, h *luks.Header) (bool, error) {
+	if s.o.Passphrase == nil {
+		return false, nil
+	}
+	secret, ok := s.o.Passphrase(v.Name)
+	if !ok {
+		return false, nil
+	}
+	key, err := h.Unlock(v.Disk, secret)
+	if err != nil {
+		if errors.Is(err, luks.ErrPassphrase) {
+			err = fmt.Errorf("luks container %s: %w", h.UUID, err)
+		}
+		return false, err
+	}
+	s.o.Env.SetKey(h.KeyID(), key)
+	return true, nil
+}
