@@ -3,6 +3,7 @@ package all
 
 import (
 	"vmkit/formats"
+	"vmkit/formats/qcow"
 	"vmkit/formats/qcow2"
 	"vmkit/formats/raw"
 	"vmkit/formats/vdi"
@@ -13,6 +14,7 @@ import (
 var Formats = []formats.Format{
 	raw.Format,
 	qcow2.Format,
+	qcow.Format,
 	vmdk.Format,
 	vdi.Format,
 }

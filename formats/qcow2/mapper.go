@@ -21,9 +21,7 @@ type mapper struct {
 	size   int64
 	l1     int64 // position of the L1 table
 
-	backing     formats.Mapper // nil: none
-	backingSize int64
-	backingName string
+	backing formats.Layer
 
 	// last is the run that was found last: readers go on from where they are.
 	last atomic.Pointer[run]
@@ -60,7 +58,7 @@ func (m *mapper) ExtentAt(off, max int64) (formats.Extent, error) {
 	e := formats.Extent{Len: n, Kind: r.kind, Disk: off}
 	switch r.kind {
 	case 0:
-		return m.below(off, n)
+		return m.backing.ExtentAt(off, n)
 	case formats.Data:
 		e.File, e.Off = m.data, r.host+off-r.start
 	case formats.Packed:
@@ -69,18 +67,6 @@ func (m *mapper) ExtentAt(off, max int64) (formats.Extent, error) {
 		return m.crypt.extent(m.data, r.host+off-r.start, off, n), nil
 	}
 	return e, r.err
-}
-
-// below gives what shows where this layer holds nothing.
-func (m *mapper) below(off, n int64) (formats.Extent, error) {
-	if m.backing == nil || off >= m.backingSize {
-		return formats.Extent{Len: n, Kind: formats.Zero, Disk: off}, nil
-	}
-	e, err := m.backing.ExtentAt(off, min(n, m.backingSize-off))
-	if err != nil {
-		err = fmt.Errorf("%s: %w", m.backingName, err)
-	}
-	return e, err
 }
 
 // find gives the run that holds off, followed up to about limit.

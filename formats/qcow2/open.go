@@ -52,7 +52,7 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 		}
 	}
 	if h.backing != "" {
-		if err := m.openBacking(img, o); err != nil {
+		if m.backing, err = o.OpenLayer(img, f, h.backing, h.backingFormat, m.size); err != nil {
 			return nil, err
 		}
 	}
@@ -89,22 +89,5 @@ func (m *mapper) openData(img *formats.Image, o *formats.Opener) (err error) {
 		return nil
 	}
 	img.Files = append(img.Files, m.data)
-	return nil
-}
-
-func (m *mapper) openBacking(img *formats.Image, o *formats.Opener) error {
-	b, err := o.Backing(m.file, m.h.backing, m.h.backingFormat, m.size)
-	if err != nil {
-		return err
-	}
-	m.backing, m.backingSize, m.backingName = b.Disk, b.Size(), m.h.backing
-	img.Files = append(img.Files, b.Files...)
-	img.Problems = append(img.Problems, b.Problems...)
-	for _, n := range b.Notes {
-		img.Notes = append(img.Notes, m.h.backing+": "+n)
-	}
-	if img.Encryption == "" {
-		img.Encryption = b.Encryption
-	}
 	return nil
 }
