@@ -299,7 +299,7 @@ func (d *dirSink) file(v *mapfile.Volume, f *mapfile.File, chosen bool) error {
 		b.bytes += len(f.Extents[i].Bytes)
 	}
 	if f.Kind == mapfile.Regular && f.Stream == "" && f.Links > 1 {
-		key, content := linkKey{f.Volume, f.Inode}, d.content(f)
+		key, content := linkKey{f.Volume, f.Inode}, hashContent(d.seed, f)
 		if g := d.links[key]; g != nil && g.content == content {
 			if g.names--; g.names == 0 {
 				delete(d.links, key)
@@ -383,19 +383,6 @@ func (d *dirSink) folder(v *mapfile.Volume, f *mapfile.File, name string, chosen
 	return nil
 }
 
-// content hashes what a map says that a file holds, so that two names of one inode with different content are told
-// apart.
-func (d *dirSink) content(f *mapfile.File) uint64 {
-	var h maphash.Hash
-	h.SetSeed(d.seed)
-	room := make([]byte, 0, 256)
-	for i := range f.Extents {
-		room = appendExtentKey(room[:0], &f.Extents[i])
-		h.Write(room)
-	}
-	return h.Sum64()
-}
-
 // long takes up a file whose extents don't fit in memory: it is written here and now, while they are read. Further
 // names of it become files of their own.
 func (d *dirSink) long(v *mapfile.Volume, f *mapfile.File, chosen bool) error {
@@ -427,6 +414,8 @@ func (d *dirSink) extents(x *mapfile.Extents) error {
 	}
 	return d.more(x.Extents, !x.More)
 }
+
+func (d *dirSink) own(*mapfile.Volume, *mapfile.Extents, bool) error { return nil }
 
 func (d *dirSink) more(list []mapfile.Extent, last bool) error {
 	err := d.filler.add(list)

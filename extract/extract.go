@@ -87,12 +87,12 @@ type sink interface {
 	// last of which has no More.
 	long(v *mapfile.Volume, f *mapfile.File, chosen bool) error
 	extents(x *mapfile.Extents) error
+	// own takes the own extents of the volume that the run is about.
+	own(v *mapfile.Volume, x *mapfile.Extents, first bool) error
 	// pass takes a line that goes to the results at this place.
 	pass(line []byte, problems int64) error
 	// settle waits until all that was given is done.
 	settle() error
-	// close frees what the sink holds, after an error too.
-	close()
 }
 
 // run holds what all ways of extracting have in common.
@@ -103,6 +103,10 @@ type run struct {
 	sum Summary
 
 	volumes map[int]*mapfile.Volume
+	volume  string // whose own extents are wanted, or empty
+	seen    bool   // they came
+	inOwn   bool   // and go on
+
 	held    mapfile.File // a file whose extents are being gathered
 	list    []mapfile.Extent
 	holding bool
@@ -222,7 +226,7 @@ func (r *run) extents(s sink, x *mapfile.Extents) error {
 		return s.extents(x)
 	}
 	if !r.holding {
-		return nil // a volume's own: see CatVolume
+		return r.own(s, x)
 	}
 	v := r.volumes[r.held.Volume]
 	r.list = append(r.list, x.Extents...)
@@ -240,6 +244,17 @@ func (r *run) extents(s sink, x *mapfile.Extents) error {
 		return s.long(v, &r.held, r.chosen(v, r.held.Path))
 	}
 	return nil
+}
+
+// own takes up a volume's own extents.
+func (r *run) own(s sink, x *mapfile.Extents) error {
+	v := r.volumes[x.Volume]
+	if r.volume == "" || v.Name != r.volume || r.seen && !r.inOwn {
+		return nil
+	}
+	first := !r.inOwn
+	r.seen, r.inOwn = true, x.More
+	return s.own(v, x, first)
 }
 
 // result begins the result record of a file.

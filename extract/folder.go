@@ -175,15 +175,17 @@ func (d *dirSink) pop() {
 	d.stack = d.stack[:len(d.stack)-1]
 }
 
-// clash tells whether name was in f just before, as something that doesn't go together with what it is now. A map is
-// in the order of names, so that equal ones come one after another; what comes in another order is found when it's
-// made.
-func (f *folder) clash(name string, isDir bool) error {
-	same := f.last == name && f.last != ""
-	wasDir := f.isDir
-	f.last, f.isDir = name, isDir
+// clash is the clash of a name in the folder.
+func (f *folder) clash(name string, isDir bool) error { return clash(&f.last, &f.isDir, name, isDir) }
+
+// clash tells whether name was in a folder just before, as something that doesn't go together with what it is now; last
+// and wasDir remember. A map is in the order of names, so that equal ones come one after another; what comes in another
+// order is found when it is made.
+func clash(last *string, wasDir *bool, name string, isDir bool) error {
+	same, was := *last == name && name != "", *wasDir
+	*last, *wasDir = name, isDir
 	switch {
-	case !same || wasDir && isDir:
+	case !same || was && isDir:
 		return nil
 	case isDir:
 		return errors.New("the map has something else of that name, which is no folder")

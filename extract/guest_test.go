@@ -70,7 +70,9 @@ func (g *guest) add(path string, kind mapfile.FileKind, list ...mapfile.Extent) 
 }
 
 // tree adds files of the given content, and the folders that they need, in order.
-func (g *guest) text(path, s string) *mapfile.File { return g.add(path, mapfile.Regular, g.at([]byte(s))) }
+func (g *guest) text(path, s string) *mapfile.File {
+	return g.add(path, mapfile.Regular, g.at([]byte(s)))
+}
 
 func (g *guest) folder(path string) *mapfile.File { return g.add(path, mapfile.Directory) }
 

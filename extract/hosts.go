@@ -109,6 +109,19 @@ func (h *hosts) read(id int, p []byte, off int64) error {
 	return err
 }
 
+// there tells why bytes can't be in a host file.
+func (h *hosts) there(id int, off, n int64) error {
+	f, err := h.open(id)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil && st.Mode().IsRegular() && off > st.Size()-n {
+		err = fmt.Errorf("%s ends at byte %d: %w", f.Name(), st.Size(), io.ErrUnexpectedEOF)
+	}
+	return err
+}
+
 // changed tells which of the files that were read changed meanwhile.
 func (h *hosts) changed() (errs []error) {
 	h.mu.RLock()

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"sort"
 	"sync"
 
 	"vmkit/formats/codec"
@@ -141,6 +143,41 @@ func (s *source) fill(p []byte, e *mapfile.Extent, skip int64) error {
 		return errMissing
 	}
 	return fmt.Errorf("extent of kind %d", e.Kind)
+}
+
+// there tells why an extent that isn't coded can't be had, as far as can be told without reading it.
+func (s *source) there(e *mapfile.Extent) error {
+	switch e.Kind {
+	case mapfile.Data:
+		if e.File == mapfile.None {
+			return errNoPlace
+		}
+		return s.hosts.there(e.File, e.Off, e.Len)
+	case mapfile.Missing:
+		return errMissing
+	case mapfile.Encrypted:
+		return errEncrypted
+	}
+	return nil
+}
+
+// hashContent hashes what a map says that a file holds, so that two names of one inode with different content are told
+// apart.
+func hashContent(seed maphash.Seed, f *mapfile.File) uint64 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	room := binary.AppendVarint(make([]byte, 0, 256), f.Size)
+	h.Write(room)
+	for i := range f.Extents {
+		room = appendExtentKey(room[:0], &f.Extents[i])
+		h.Write(room)
+	}
+	return h.Sum64()
+}
+
+// search finds which of the extents holds a position of the file.
+func search(list []mapfile.Extent, at int64) int {
+	return sort.Search(len(list), func(i int) bool { return list[i].At+list[i].Len > at })
 }
 
 // appendPackKey appends what tells p from every other pack.
