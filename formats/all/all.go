@@ -8,6 +8,7 @@ import (
 	"vmkit/formats/raw"
 	"vmkit/formats/vdi"
 	"vmkit/formats/vmdk"
+	"vmkit/formats/vpc"
 )
 
 // Formats lists every format. Their order decides nothing: all probes run, and two hits are an error.
@@ -17,4 +18,5 @@ var Formats = []formats.Format{
 	qcow.Format,
 	vmdk.Format,
 	vdi.Format,
+	vpc.Format,
 }
