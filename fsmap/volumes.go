@@ -1,6 +1,7 @@
 package fsmap
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -19,8 +20,10 @@ type volume struct {
 	env      *formats.Env
 	on       mapfile.Patterns
 	selected bool
+	driver   *Driver
 	fs       FS
 	disks    []formats.Disk // that Run.Dev counts in
+	trouble  []error        // what stands in the way of reading its file system
 }
 
 // volumes writes the volume records, for which the file systems are opened.
@@ -41,17 +44,21 @@ func (b *builder) volumes(list []partition.Volume) {
 		v := &volume{Volume: list[i], rec: volumeRecord(i, &list[i]), env: b.c.Partition.Env}
 		v.on, v.selected = b.c.Patterns.On(v.Name)
 		b.vols = append(b.vols, v)
-		var problems []error
 		if v.Kind != partition.KindGap && v.Kind != partition.KindTable && !divided[i] && !b.c.NoFS {
-			problems = b.fileSystem(v, head)
+			v.probe(b.c.Drivers, head)
 		}
+	}
+	for _, set := range sets(b.vols) {
+		openSet(set, b.c.FS)
+	}
+	for _, v := range b.vols {
 		b.names.See(&v.rec)
 		b.w.Volume(&v.rec)
 		b.notes(b.names.Problem(&mapfile.Problem{Image: v.rec.Image, Volume: v.rec.ID}), v.rec.Notes)
 		for _, err := range v.Problems {
 			b.volumeProblem(v, "volume", err)
 		}
-		for _, err := range problems {
+		for _, err := range v.trouble {
 			b.volumeProblem(v, "file system", err)
 		}
 		if v.Kind == partition.KindLUKS && v.fs != nil {
@@ -74,61 +81,126 @@ func volumeRecord(id int, v *partition.Volume) mapfile.Volume {
 	return rec
 }
 
-// fileSystem finds out what a volume holds, and opens it where a driver can. It returns what stands in the way.
-func (b *builder) fileSystem(v *volume, head []byte) []error {
+// probe finds out what a volume holds.
+func (v *volume) probe(drivers []Driver, head []byte) {
 	if v.Holds != "" {
 		c, _ := partition.Recognise(v.Disk, v.Size)
 		v.rec.UUID, v.rec.Label = c.UUID, c.Label
-		return nil
+		return
 	}
 	head = head[:min(v.Size, ProbeLen)]
 	if n, err := v.Disk.ReadAt(head, 0); n < len(head) && !errors.Is(err, io.EOF) {
-		return []error{fmt.Errorf("reading its first bytes: %w", err)}
+		v.fail("reading its first bytes: %w", err)
+		return
 	}
-	var d *Driver
-	for i := range b.c.Drivers {
-		name, ok := b.c.Drivers[i].Probe(v.Disk, v.Size, head)
+	for i := range drivers {
+		name, ok := drivers[i].Probe(v.Disk, v.Size, head)
 		if !ok {
 			continue
 		}
-		if d != nil {
-			err := fmt.Errorf("it looks like %s and like %s: %w", v.rec.FS, name, ondisk.ErrUnsupported)
-			v.rec.FS = ""
-			return []error{err}
+		if v.driver != nil {
+			v.fail("it looks like %s and like %s: %w", v.rec.FS, name, ondisk.ErrUnsupported)
+			v.driver, v.rec.FS = nil, ""
+			return
 		}
-		d, v.rec.FS = &b.c.Drivers[i], name
+		v.driver, v.rec.FS = &drivers[i], name
 	}
-	if d == nil {
-		return b.recognise(v, head)
+	if v.driver == nil {
+		v.recognise(head)
 	}
-	if !v.selected {
-		return nil
-	}
-	fs, err := d.Open(v.Disk, v.Size, b.c.FS)
-	if err != nil {
-		return []error{fmt.Errorf("%s: %w", v.rec.FS, err)}
-	}
-	v.fs, v.disks = fs, []formats.Disk{v.Disk}
-	info := fs.Info()
-	v.rec.FS, v.rec.UUID, v.rec.Label, v.rec.Journal = info.Type, info.UUID, info.Label, info.Journal
-	v.rec.BlockSize, v.rec.Used, v.rec.Snapshots, v.rec.Extra = info.BlockSize, info.Used, info.Snapshots, info.Extra
-	v.rec.Notes = append(v.rec.Notes, info.Notes...)
-	return info.Problems
+}
+
+func (v *volume) fail(format string, args ...any) {
+	v.trouble = append(v.trouble, fmt.Errorf(format, args...))
 }
 
 // recognise names what no driver reads.
-func (b *builder) recognise(v *volume, head []byte) []error {
+func (v *volume) recognise(head []byte) {
 	c, ok := partition.Recognise(v.Disk, v.Size)
 	v.rec.FS, v.rec.UUID, v.rec.Label = c.Name, c.UUID, c.Label
 	switch {
 	case ok && c.What == partition.Crypto:
-		return []error{fmt.Errorf("%s: %w", c.Name, formats.ErrEncrypted)}
+		v.fail("%s: %w", c.Name, formats.ErrEncrypted)
 	case ok && c.What != partition.Other:
-		return []error{fmt.Errorf("%s: %w", c.Name, ondisk.ErrUnsupported)}
+		v.fail("%s: %w", c.Name, ondisk.ErrUnsupported)
 	case ok || noFileSystem[v.TypeID] || zeros(head) && (v.Kind != partition.KindDisk || blank(v.Disk)):
-		return nil
+	default:
+		v.fail("unknown file system: no mark of any was found: %w", ondisk.ErrUnsupported)
 	}
-	return []error{fmt.Errorf("unknown file system: no mark of any was found: %w", ondisk.ErrUnsupported)}
+}
+
+// sets groups the volumes with a driver by file system. The parts of one that spans several volumes are in the order of
+// their numbers; a second part of the same number belongs to a copy of the whole.
+func sets(vols []*volume) [][]*volume {
+	type part struct {
+		id     string
+		number uint64
+	}
+	var all [][]*volume
+	seen := map[part]int{}
+	byID := map[string]int{} // index in all
+	numbers := map[*volume]uint64{}
+	for _, v := range vols {
+		if v.driver == nil || !v.selected {
+			continue
+		}
+		if v.driver.MemberOf == nil {
+			all = append(all, []*volume{v})
+			continue
+		}
+		id, number, err := v.driver.MemberOf(v.Disk, v.Size)
+		if err != nil {
+			v.fail("%s: %w", v.rec.FS, err)
+			continue
+		}
+		p := part{id, number}
+		id = fmt.Sprintf("%s#%d", id, seen[p])
+		seen[p]++
+		numbers[v] = number
+		i, ok := byID[id]
+		if !ok {
+			i = len(all)
+			byID[id], all = i, append(all, nil)
+		}
+		all[i] = append(all[i], v)
+	}
+	for _, set := range all {
+		slices.SortStableFunc(set, func(a, b *volume) int { return cmp.Compare(numbers[a], numbers[b]) })
+	}
+	return all
+}
+
+// openSet opens the file system of a set. It belongs to the first of its volumes in the map.
+func openSet(set []*volume, o Options) {
+	first := slices.MinFunc(set, func(a, b *volume) int { return cmp.Compare(a.rec.ID, b.rec.ID) })
+	d := first.driver
+	var fs FS
+	var err error
+	if d.MemberOf != nil {
+		members := make([]Member, len(set))
+		for i, v := range set {
+			members[i] = Member{v.Disk, v.Size}
+		}
+		fs, err = d.OpenSet(members, o)
+	} else {
+		fs, err = d.Open(first.Disk, first.Size, o)
+	}
+	if err != nil {
+		first.fail("%s: %w", first.rec.FS, err)
+		return
+	}
+	info := fs.Info()
+	for _, v := range set {
+		v.rec.FS, v.rec.UUID, v.rec.Label = info.Type, info.UUID, info.Label
+		first.disks = append(first.disks, v.Disk)
+		if v != first {
+			v.rec.Extra = map[string]any{"member_of": first.Name}
+		}
+	}
+	r := &first.rec
+	r.Journal, r.BlockSize, r.Used, r.Snapshots, r.Extra = info.Journal, info.BlockSize, info.Used, info.Snapshots, info.Extra
+	r.Notes = append(r.Notes, info.Notes...)
+	first.fs, first.trouble = fs, append(first.trouble, info.Problems...)
 }
 
 // blank tells whether a disk holds nothing but zeros, as far as that is cheap to tell.

@@ -128,7 +128,7 @@ func TestInterrupted(t *testing.T) {
 		<-hang
 		return nil
 	})
-	if status != 130 || stderr != "vmtest: error: context canceled\n" {
+	if status != 130 || stderr != "vmtest: error: interrupted\n" {
 		t.Errorf("status %d, stderr %q", status, stderr)
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {

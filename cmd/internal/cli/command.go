@@ -103,7 +103,7 @@ func (c *Command) Exec(ctx context.Context, args []string, stdin io.Reader, stdo
 	t.close()
 	// An interrupted command may trip over what it was doing; the interruption is what counts.
 	if err != nil && ctx.Err() != nil {
-		err = ctx.Err()
+		err = errInterrupted
 	}
 	if status := StatusOf(err); status != Done {
 		t.Error(err)

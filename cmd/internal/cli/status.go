@@ -49,7 +49,7 @@ func StatusOf(err error) Status {
 	switch {
 	case err == nil, ClosedPipe(err):
 		return Done
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, errInterrupted):
 		return Interrupted
 	case errors.As(err, &usage):
 		return Usage
@@ -58,6 +58,8 @@ func StatusOf(err error) Status {
 	}
 	return Failed
 }
+
+var errInterrupted = errors.New("interrupted")
 
 // ClosedPipe tells whether err says that whoever read our output has left. It had what it wanted: that is no failure,
 // and not worth a message.
