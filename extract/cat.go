@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
+	"strings"
 
 	"vmkit/fsmap/mapfile"
 )
@@ -39,7 +41,9 @@ func cat(ctx context.Context, in *mapfile.Reader, w io.Writer, o Options, volume
 	c.reading = newReading(ctx, &r.src, r.Workers)
 	err := r.read(in, c)
 	if err == nil && volume != "" && !r.seen {
-		err = fmt.Errorf("the map has no extents of a volume %q (vmmap --volume-extents puts them there)", volume)
+		if err = fmt.Errorf("the map has no extents of volume %s (vmmap --volume-extents puts them there)", volume); !slices.Contains(r.names, volume) {
+			err = fmt.Errorf("there is no volume %s, but %s", volume, strings.Join(r.names, ", "))
+		}
 	}
 	c.line.close()
 	c.reading.close()
@@ -81,6 +85,7 @@ func (c *catSink) file(v *mapfile.Volume, f *mapfile.File, chosen bool) error {
 	res := result(v, f)
 	if why := c.unfit(f); why != "" {
 		res.Status, res.Error = statusSkipped, why
+		c.Warn("%s: %s", where(&res), why)
 		return c.line.send(&res)
 	}
 	if err := c.line.send(&res); err != nil {

@@ -300,7 +300,7 @@ func TestLocked(t *testing.T) {
 	g := newGuest(t)
 	g.folder("/")
 	g.add("/locked", mapfile.Regular, other(mapfile.Encrypted, 7))
-	o := g.extract(Options{Select: func(_, path string) bool { return path == "/locked" }})
+	o := g.extract(Options{Patterns: patterns("/locked")})
 	if !o.sum.Locked() {
 		t.Errorf("%+v", o.sum)
 	}
@@ -445,7 +445,7 @@ func TestSelection(t *testing.T) {
 	g.text("/etc/shadow", "secret")
 	g.folder("/usr")
 	g.text("/usr/x", "x")
-	o := g.extract(Options{Select: func(v, path string) bool { return v == "p1" && path == "/etc/passwd" }})
+	o := g.extract(Options{Patterns: patterns("p1:/etc/passwd")})
 	if o.err != nil || len(o.results) != 1 {
 		t.Fatalf("%v, %v", o.err, o.results)
 	}
@@ -457,6 +457,37 @@ func TestSelection(t *testing.T) {
 		if _, err := os.Lstat(o.dir + "/p1" + n); err == nil {
 			t.Errorf("%s is there", n)
 		}
+	}
+}
+
+func TestPatternsThatMatchNothing(t *testing.T) {
+	g := newGuest(t)
+	g.folder("/")
+	g.text("/a", "x")
+	o := g.extract(Options{Patterns: patterns("/a", "/b*", "p2:/a")})
+	if o.err != nil || o.sum.Problems != 2 || len(o.lines) != 2 || !strings.Contains(o.lines[0], "/b*") || len(o.warned) != 2 {
+		t.Errorf("%v, %+v, %q", o.err, o.sum, o.lines)
+	}
+	o = g.extract(Options{Patterns: patterns("/b", "/c")})
+	if o.err == nil || !strings.Contains(o.err.Error(), "/b, /c") || o.ended {
+		t.Errorf("%v", o.err)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	g := newGuest(t)
+	coded := g.at(make([]byte, 512))
+	coded.At = mapfile.None
+	p := &mapfile.Pack{Codec: "aes-xts-plain64", Full: 512, Sector: 512, Key: "k", Parts: []mapfile.Extent{coded}}
+	g.folder("/")
+	g.add("/a", mapfile.Regular, packed(p, 0, 512))
+	o := g.extract(Options{Patterns: patterns("/a")})
+	if o.want(t, "/a", "failed", "no key", ""); !o.sum.Locked() {
+		t.Errorf("%+v", o.sum)
+	}
+	o = g.extract(Options{Keys: func(id string) ([]byte, bool) { return make([]byte, 32), id == "k" }})
+	if r := o.results["/a"]; r.Status != "ok" || o.sum.Gaps() {
+		t.Errorf("%+v", r)
 	}
 }
 
@@ -570,7 +601,7 @@ func TestLongFile(t *testing.T) {
 	g.add("/skip", mapfile.Regular, list...)
 	g.add("/w", mapfile.Regular, append(slices.Clone(list), other(mapfile.Missing, 1))...)
 	g.text("/z", "after")
-	o := g.extract(Options{Select: func(_, path string) bool { return path != "/skip" }})
+	o := g.extract(Options{Patterns: patterns("/long", "/w", "/z")})
 	if o.err != nil {
 		t.Fatal(o.err)
 	}
@@ -586,16 +617,11 @@ func TestInterrupted(t *testing.T) {
 		g.text(fmt.Sprintf("/f%04d", i), "x")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	n := 0
-	o := Options{Select: func(string, string) bool {
-		if n++; n == 1500 {
-			cancel()
-		}
-		return true
-	}}
+	stream := g.stream()
+	half := io.MultiReader(bytes.NewReader(stream[:len(stream)/2]), calling(cancel), bytes.NewReader(stream[len(stream)/2:]))
 	dir := filepath.Join(t.TempDir(), "out")
-	out := collect(t, dir, o, func(o Options) (Summary, error) {
-		return ToDir(ctx, mapfile.NewReader(bytes.NewReader(g.stream())), dir, o)
+	out := collect(t, dir, Options{}, func(o Options) (Summary, error) {
+		return ToDir(ctx, mapfile.NewReader(half), dir, o)
 	})
 	if !errors.Is(out.err, context.Canceled) || out.ended {
 		t.Errorf("%v, ended %v", out.err, out.ended)

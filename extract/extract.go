@@ -14,8 +14,7 @@ import (
 
 // Options says what is extracted, and how.
 type Options struct {
-	// Select tells which files are wanted; nil is all. A folder brings what is in it: Select is asked for each path.
-	Select func(volume, path string) bool
+	Patterns mapfile.Patterns // which files; all by default
 
 	Owner   bool // restore owners
 	Special bool // make device nodes and sockets, set set-id bits and file capabilities
@@ -25,6 +24,8 @@ type Options struct {
 	Images   string     // look host files up in this folder by name, and nowhere else
 	AnyMTime bool       // take host files whose time of change isn't the one in the map
 	Keys     codec.Keys // gives the keys of packed extents that need one
+	// Image, where set, is told of each image, before anything of it is read.
+	Image func(*mapfile.Image)
 
 	Workers int // 0: one for each processor
 
@@ -103,9 +104,12 @@ type run struct {
 	sum Summary
 
 	volumes map[int]*mapfile.Volume
-	volume  string // whose own extents are wanted, or empty
-	seen    bool   // they came
-	inOwn   bool   // and go on
+	names   []string                 // of all volumes
+	on      map[int]mapfile.Patterns // those that may select something on a volume
+	hits    map[string]bool          // patterns that did
+	volume  string                   // whose own extents are wanted, or empty
+	seen    bool                     // they came
+	inOwn   bool                     // and go on
 
 	held    mapfile.File // a file whose extents are being gathered
 	list    []mapfile.Extent
@@ -114,7 +118,7 @@ type run struct {
 }
 
 func newRun(ctx context.Context, o Options) *run {
-	r := &run{Options: o, ctx: ctx}
+	r := &run{Options: o, ctx: ctx, hits: make(map[string]bool)}
 	if r.Workers <= 0 {
 		r.Workers = runtime.GOMAXPROCS(0)
 	}
@@ -146,18 +150,24 @@ func (r *run) read(in *mapfile.Reader, s sink) error {
 		case err == io.EOF && maps == 0:
 			return errNoMap
 		case err == io.EOF:
-			return nil
+			return r.missed(s)
 		case err != nil:
 			return fmt.Errorf("map: %w", err)
 		}
 		switch x := rec.(type) {
 		case *mapfile.Map:
 			maps++
-			r.volumes = make(map[int]*mapfile.Volume)
+			r.volumes, r.on = make(map[int]*mapfile.Volume), make(map[int]mapfile.Patterns)
 		case *mapfile.Image:
-			err = r.src.hosts.add(x)
+			if err = r.src.hosts.add(x); err == nil && r.Image != nil {
+				r.Image(x)
+			}
 		case *mapfile.Volume:
 			r.volumes[x.ID] = x
+			r.names = append(r.names, x.Name)
+			if on, ok := r.Patterns.On(x.Name); ok {
+				r.on[x.ID] = on
+			}
 		case *mapfile.File:
 			err = r.file(s, x)
 		case *mapfile.Extents:
@@ -206,8 +216,34 @@ func (r *run) endResults() error {
 		Skipped: s.Skipped, Bytes: s.Bytes, Problems: s.Problems})
 }
 
+// chosen tells whether a file is to be extracted.
 func (r *run) chosen(v *mapfile.Volume, path string) bool {
-	return r.Select == nil || r.Select(v.Name, path)
+	if r.Patterns.All() {
+		return true
+	}
+	on, ok := r.on[v.ID]
+	if !ok || on.Match(path) != mapfile.Inside {
+		return false
+	}
+	on.Hits(path, func(text string) { r.hits[text] = true })
+	return true
+}
+
+// missed makes a problem of each pattern that selected nothing. Where none did, that is an error.
+func (r *run) missed(s sink) error {
+	if len(r.hits) == 0 && !r.Patterns.All() {
+		return fmt.Errorf("no file matches %s", strings.Join(r.Patterns.Texts(), ", "))
+	}
+	for _, text := range r.Patterns.Texts() {
+		if !r.hits[text] {
+			r.Warn("no file matches %s", text)
+			p := mapfile.Problem{Image: mapfile.None, Volume: mapfile.None, What: "pattern", Error: "no file matches " + text}
+			if err := s.pass(mapfile.AppendProblem(nil, &p), 1); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (r *run) file(s sink, f *mapfile.File) error {

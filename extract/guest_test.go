@@ -69,7 +69,6 @@ func (g *guest) add(path string, kind mapfile.FileKind, list ...mapfile.Extent) 
 	return &g.files[len(g.files)-1]
 }
 
-// tree adds files of the given content, and the folders that they need, in order.
 func (g *guest) text(path, s string) *mapfile.File {
 	return g.add(path, mapfile.Regular, g.at([]byte(s)))
 }
@@ -110,6 +109,22 @@ func (g *guest) stream() []byte {
 	c := w.Count()
 	w.End(&c)
 	return buf.Bytes()
+}
+
+func patterns(texts ...string) mapfile.Patterns {
+	p, err := mapfile.ParsePatterns(texts)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+// calling is a reader without content that calls f.
+type calling func()
+
+func (f calling) Read([]byte) (int, error) {
+	f()
+	return 0, io.EOF
 }
 
 // outcome is what a run left behind.

@@ -85,6 +85,14 @@ func packSize(p *mapfile.Pack) int64 {
 
 // decodeInto is decode for a pack whose size was checked.
 func (s *source) decodeInto(dst []byte, p *mapfile.Pack) error {
+	if p.Codec == codec.AESXTS {
+		if s.keys == nil {
+			return errEncrypted
+		}
+		if _, ok := s.keys(p.Key); !ok {
+			return errEncrypted
+		}
+	}
 	parts := make([][]byte, len(p.Parts))
 	for i := range p.Parts {
 		b, err := s.part(&p.Parts[i])
