@@ -130,6 +130,32 @@ func (c *chunk) parity() int64 {
 	return 1
 }
 
+// complete tells whether all that lies in c can be had from the devices that are there.
+func (m *chunkMap) complete(c *chunk) bool {
+	absent := func(s []stripe) (n int) {
+		for _, x := range s {
+			if x.dev < 0 || m.sizes[x.dev] == 0 {
+				n++
+			}
+		}
+		return n
+	}
+	switch {
+	case c.typ&(bgRAID1|bgDUP|bg1C3|bg1C4) != 0:
+		return absent(c.stripes) < len(c.stripes)
+	case c.typ&bgRAID10 != 0:
+		for i := 0; i < len(c.stripes); i += c.sub {
+			if absent(c.stripes[i:i+c.sub]) == c.sub {
+				return false
+			}
+		}
+		return true
+	case c.typ&(bgRAID5|bgRAID6) != 0:
+		return absent(c.stripes) <= 1
+	}
+	return absent(c.stripes) == 0
+}
+
 // present tells whether n bytes at s can be read.
 func (m *chunkMap) present(s stripe, n int64) bool {
 	return s.dev >= 0 && ondisk.Within(s.off, n, m.sizes[s.dev])

@@ -6,6 +6,6 @@
 // snapshots as directories below the top-level one (id 5), inline and compressed extents (zlib, lzo, zstd),
 // preallocated extents, holes with and without items, xattrs, and the log tree, replayed in memory.
 //
-// Refused by name: zoned devices, the RAID stripe tree, extent tree v2, seed devices' absence as any missing device.
-// Data checksums are not compared: a map reads no content. RAID 6 that lost two data stripes is missing.
+// Refused by name: zoned devices, the RAID stripe tree, extent tree v2, metadata dumps. Data checksums are not compared,
+// since a map reads no content. What RAID 6 can only get from its second parity is missing.
 package btrfs

@@ -29,7 +29,6 @@ type fs struct {
 	nodes    nodeCache
 	rootTree *tree
 	info     fsmap.Info
-	missing  int // devices that were not found
 
 	mu     sync.Mutex
 	trees  map[uint64]*tree
@@ -185,13 +184,10 @@ func openSet(members []fsmap.Member, o fsmap.Options) (fsmap.FS, error) {
 		Journal: "none", Root: fsmap.Ref{Tree: idFS, ID: firstFreeID}, Notes: f.info.Notes,
 		Extra: map[string]any{"devices": le.Uint64(sb[sbDevices:]), "generation": le.Uint64(sb[sbGeneration:])},
 	}
-	if n := int(le.Uint64(sb[sbDevices:])); n > len(f.members) {
-		f.missing = n - len(f.members)
-		f.problem(ondisk.Truncated("btrfs", fmt.Sprintf("%d of %d devices are missing; what lies on them alone can't be read; name all images together; missing", f.missing, n), -1, nil))
-	}
 	if err := f.readChunks(sb); err != nil {
 		return nil, err
 	}
+	f.countDevices(int(le.Uint64(sb[sbDevices:])))
 	f.rootTree = &tree{fs: f, id: idRoot, root: int64(le.Uint64(sb[sbRoot:])), level: int(sb[sbRootLevel]), gen: le.Uint64(sb[sbGeneration:])}
 	if _, err := f.node(f.rootTree.root, f.rootTree.level, f.rootTree.gen); err != nil {
 		return nil, fmt.Errorf("btrfs root tree: %w", err)
@@ -235,6 +231,24 @@ func (f *fs) readChunks(sb []byte) error {
 		return fmt.Errorf("btrfs chunk tree: %w", err)
 	}
 	return nil
+}
+
+// countDevices says what the absence of devices means: a note where every chunk has what it needs without them.
+func (f *fs) countDevices(n int) {
+	if n <= len(f.members) {
+		return
+	}
+	lost := 0
+	for i := range f.chunks.chunks {
+		if !f.chunks.complete(&f.chunks.chunks[i]) {
+			lost++
+		}
+	}
+	if lost == 0 {
+		f.note(fmt.Sprintf("%d of %d devices are absent; what the others hold is enough", n-len(f.members), n))
+		return
+	}
+	f.problem(ondisk.Truncated("btrfs", fmt.Sprintf("%d of %d devices are absent, and with them %d of %d chunks; name all of the machine's images together", n-len(f.members), n, lost, len(f.chunks.chunks)), -1, nil))
 }
 
 func (f *fs) problem(err error) { f.info.Problems = append(f.info.Problems, err) }

@@ -97,7 +97,7 @@ func (f *fs) node(at int64, level int, gen uint64) ([]byte, error) {
 				err = f.checkNode(b, at)
 			}
 			if err == nil {
-				if errs != nil {
+				if errs != nil && !errors.Is(errs, errAbsent) {
 					f.noteOnce(fmt.Sprintf("a copy of a node is bad, another one was used: %v", errs))
 				}
 				errs = nil
@@ -127,6 +127,9 @@ func (f *fs) node(at int64, level int, gen uint64) ([]byte, error) {
 	return b, nil
 }
 
+// errAbsent is why a copy can't be read that lies on a device that isn't there.
+var errAbsent = &ondisk.Error{What: "btrfs node", Field: "its device is absent, or too short", Off: -1, Err: ondisk.ErrTruncated}
+
 // readMirror reads len(b) bytes at a logical address from one copy. Nodes don't cross stripes, but nothing depends on
 // that here.
 func (f *fs) readMirror(c *chunk, at int64, mirror int, b []byte) error {
@@ -138,7 +141,7 @@ func (f *fs) readMirror(c *chunk, at int64, mirror int, b []byte) error {
 		s, k, _ := c.place(off, mirror)
 		k = min(k, int64(len(b)))
 		if !f.chunks.present(s, k) {
-			return ondisk.Truncated("btrfs node", "its device is missing, or too short", at, nil)
+			return errAbsent
 		}
 		if err := ondisk.ReadFull(f.members[s.dev].R, b[:k], s.off, "btrfs node"); err != nil {
 			return err
