@@ -13,6 +13,7 @@ import (
 
 	"vmkit/formats"
 	formatsall "vmkit/formats/all"
+	"vmkit/formats/codec"
 	"vmkit/fsmap"
 	fsmapall "vmkit/fsmap/all"
 	"vmkit/fsmap/mapfile"
@@ -155,6 +156,12 @@ func (im *Images) Map(ctx context.Context, c fsmap.Config, w *mapfile.Writer) (f
 	c.FS.Journal, c.FS.Metadata = fsmap.JournalMode(im.in.Journal), im.in.Metadata
 	c.Options = im.in.options(c)
 	return fsmap.Build(ctx, im.List, c, w)
+}
+
+// Keys opens what lies encrypted on the images, and gives the keys that packed extents of their map name.
+func (im *Images) Keys() (codec.Keys, error) {
+	_, err := partition.Scan(im.List, partition.Options{Env: im.Env, SectorSize: im.in.SectorSize, Passphrase: im.ask})
+	return im.Env.Keys(), err
 }
 
 // options tells in a map's first record what the map was asked to be.
