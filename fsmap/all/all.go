@@ -6,6 +6,7 @@ import (
 	"vmkit/fsmap/btrfs"
 	"vmkit/fsmap/exfat"
 	"vmkit/fsmap/fat"
+	"vmkit/fsmap/iso9660"
 	"vmkit/fsmap/ntfs"
 	"vmkit/fsmap/xfs"
 )
@@ -15,6 +16,7 @@ var Drivers = []fsmap.Driver{
 	btrfs.Driver,
 	exfat.Driver,
 	fat.Driver,
+	iso9660.Driver,
 	ntfs.Driver,
 	xfs.Driver,
 }

@@ -305,3 +305,10 @@ func FuzzExFAT(f *testing.F) {
 	b := image(f, "small")
 	fsmaptest.Fuzz(f, Driver, b[:80<<10])
 }
+
+// FuzzDirectory changes the root directory of a volume.
+func FuzzDirectory(f *testing.F) {
+	b := image(f, "small")
+	v := walk(f, b).FS.(*volume)
+	fsmaptest.FuzzPart(f, Driver, b[:160<<10], int(v.Pos(v.root)), 2<<10)
+}

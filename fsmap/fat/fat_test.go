@@ -254,3 +254,10 @@ func FuzzFAT(f *testing.F) {
 	}
 	fsmaptest.Fuzz(f, Driver, seeds...)
 }
+
+// FuzzDirectory changes the table and the root directory of a volume.
+func FuzzDirectory(f *testing.F) {
+	b := image(f, "fat12")
+	v := walk(f, b).FS.(*volume)
+	fsmaptest.FuzzPart(f, Driver, b[:64<<10], int(v.Table), int(v.Data-v.Table))
+}

@@ -3,6 +3,7 @@
 package fsmaptest
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -68,16 +70,22 @@ func Open(t testing.TB, d fsmap.Driver, r io.ReaderAt, size int64, o fsmap.Optio
 // seen before are not entered again.
 func Walk(t testing.TB, fs fsmap.FS, r io.ReaderAt, size int64) *Tree {
 	t.Helper()
-	w := walker{t: t, r: r, size: size, tree: &Tree{FS: fs, Files: map[string]*File{}}, seen: map[fsmap.Ref]bool{}, left: 1 << 20}
+	return WalkSet(t, fs, []fsmap.Member{{R: r, Size: size}})
+}
+
+// WalkSet is Walk for a file system that spans several volumes.
+func WalkSet(t testing.TB, fs fsmap.FS, members []fsmap.Member) *Tree {
+	t.Helper()
+	w := walker{t: t, members: members, content: true, tree: &Tree{FS: fs, Files: map[string]*File{}}, seen: map[fsmap.Ref]bool{}, left: 1 << 20}
 	w.visit(fsmap.Entry{Ref: fs.Info().Root, Kind: mapfile.Directory}, ".", nil)
 	return w.tree
 }
 
 type walker struct {
-	t    testing.TB
-	r    io.ReaderAt // nil: content is not read
-	size int64
-	tree *Tree
+	t       testing.TB
+	members []fsmap.Member
+	content bool // is read
+	tree    *Tree
 	seen map[fsmap.Ref]bool
 	left int // names that are still looked at
 }
@@ -156,35 +164,39 @@ func (w *walker) runs(f *File) {
 		if x.At != at || x.Len <= 0 {
 			w.t.Fatalf("%s: run at %d, %d bytes; expected at %d", f.Path, x.At, x.Len, at)
 		}
-		if (x.Kind == mapfile.Data || x.Kind == mapfile.Unwritten) && !ondisk.Within(x.Off, x.Len, w.size) {
-			w.t.Fatalf("%s: run at %d lies at %d+%d, outside the volume of %d bytes", f.Path, x.At, x.Off, x.Len, w.size)
+		if (x.Kind == mapfile.Data || x.Kind == mapfile.Unwritten) && (x.Dev >= len(w.members) || !ondisk.Within(x.Off, x.Len, w.members[x.Dev].Size)) {
+			w.t.Fatalf("%s: run at %d lies at %d+%d of volume %d, outside of it", f.Path, x.At, x.Off, x.Len, x.Dev)
 		}
 		at += x.Len
 	}
 	if at != f.Size {
 		w.t.Fatalf("%s: runs of %d bytes, the file has %d", f.Path, at, f.Size)
 	}
-	if w.r != nil && f.Size <= 1<<32 {
-		f.SHA256 = Sum(w.t, w.r, r.List)
+	if w.content && f.Size <= 1<<32 {
+		f.SHA256 = sum(w.t, w.members, r.List)
 	}
 }
 
 // Sum gives the sha256 of what the runs hold, or nothing where a part of it can't be had.
 func Sum(t testing.TB, r io.ReaderAt, runs []fsmap.Run) string {
+	return sum(t, []fsmap.Member{{R: r}}, runs)
+}
+
+func sum(t testing.TB, members []fsmap.Member, runs []fsmap.Run) string {
 	t.Helper()
 	h := sha256.New()
 	for _, x := range runs {
 		var err error
 		switch x.Kind {
 		case mapfile.Data:
-			_, err = io.Copy(h, io.NewSectionReader(r, x.Off, x.Len))
+			_, err = io.Copy(h, io.NewSectionReader(members[x.Dev].R, x.Off, x.Len))
 		case mapfile.Hole, mapfile.Unwritten:
 			_, err = io.CopyN(h, zeros{}, x.Len)
 		case mapfile.Inline:
 			h.Write(x.Bytes)
 		case mapfile.Packed:
 			var b []byte
-			if b, err = unpack(r, x.Pack); err == nil {
+			if b, err = unpack(members, x.Pack); err == nil {
 				h.Write(b[x.Skip : x.Skip+x.Len])
 			}
 		default:
@@ -198,13 +210,13 @@ func Sum(t testing.TB, r io.ReaderAt, runs []fsmap.Run) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-func unpack(r io.ReaderAt, p *fsmap.Pack) ([]byte, error) {
+func unpack(members []fsmap.Member, p *fsmap.Pack) ([]byte, error) {
 	parts := make([][]byte, len(p.Parts))
 	for i, x := range p.Parts {
 		parts[i] = make([]byte, x.Len)
 		switch x.Kind {
 		case mapfile.Data:
-			if err := ondisk.ReadFull(r, parts[i], x.Off, "part"); err != nil {
+			if err := ondisk.ReadFull(members[x.Dev].R, parts[i], x.Off, "part"); err != nil {
 				return nil, err
 			}
 		case mapfile.Inline:
@@ -274,20 +286,33 @@ func Fuzz(f *testing.F, d fsmap.Driver, seeds ...[]byte) {
 	for _, s := range seeds {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r := strings.NewReader(string(b))
-		size := int64(len(b))
-		d.Probe(r, size, b[:min(len(b), fsmap.ProbeLen)])
-		fs, err := d.Open(r, size, fsmap.Options{Journal: fsmap.JournalReplay})
-		if (fs == nil) == (err == nil) {
-			t.Fatalf("file system %v and error %v", fs, err)
-		}
-		if err != nil {
-			return
-		}
-		w := walker{t: t, size: size, tree: &Tree{FS: fs, Files: map[string]*File{}}, seen: map[fsmap.Ref]bool{}, left: 1000}
-		w.visit(fsmap.Entry{Ref: fs.Info().Root, Kind: mapfile.Directory}, ".", nil)
+	f.Fuzz(func(t *testing.T, b []byte) { hostile(t, d, b) })
+}
+
+// FuzzPart is Fuzz for n bytes of a volume, from off on: all else stays as it is.
+func FuzzPart(f *testing.F, d fsmap.Driver, volume []byte, off, n int) {
+	f.Add(volume[off : off+n])
+	f.Fuzz(func(t *testing.T, part []byte) {
+		b := slices.Clone(volume)
+		copy(b[off:off+n], part)
+		hostile(t, d, b)
 	})
+}
+
+// hostile opens and walks a volume that need not be one.
+func hostile(t *testing.T, d fsmap.Driver, b []byte) {
+	r := bytes.NewReader(b)
+	size := int64(len(b))
+	d.Probe(r, size, b[:min(len(b), fsmap.ProbeLen)])
+	fs, err := d.Open(r, size, fsmap.Options{Journal: fsmap.JournalReplay})
+	if (fs == nil) == (err == nil) {
+		t.Fatalf("file system %v and error %v", fs, err)
+	}
+	if err != nil {
+		return
+	}
+	w := walker{t: t, members: []fsmap.Member{{R: r, Size: size}}, tree: &Tree{FS: fs, Files: map[string]*File{}}, seen: map[fsmap.Ref]bool{}, left: 1000}
+	w.visit(fsmap.Entry{Ref: fs.Info().Root, Kind: mapfile.Directory}, ".", nil)
 }
 
 // Layout checks the packed size of an on-disk struct, as encoding/binary reads it, and where its fields begin.
