@@ -1,0 +1,293 @@
+package ext4
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+
+	"vmkit/formats/ondisk"
+	"vmkit/fsmap"
+	"vmkit/fsmap/mapfile"
+)
+
+// maxFast bounds the area of fast commits that is read; mke2fs makes it 1 MiB.
+const maxFast = 64 << 20
+
+// fastState is what fast commits change: whole inodes, stretches of files, names. A nil one changes nothing.
+type fastState struct {
+	inodes  map[uint32][]byte
+	patches map[uint32][]extent
+	dirs    map[uint32]*fastDir
+}
+
+func (s *fastState) inode(ino uint32) []byte {
+	if s == nil {
+		return nil
+	}
+	return s.inodes[ino]
+}
+
+func (s *fastState) patch(ino uint32) []extent {
+	if s == nil {
+		return nil
+	}
+	return s.patches[ino]
+}
+
+func (s *fastState) dir(ino uint32) *fastDir {
+	if s == nil {
+		return nil
+	}
+	return s.dirs[ino]
+}
+
+// fastDir has the names of one directory that fast commits mention: the inode that each has in the end, or 0.
+type fastDir struct {
+	fresh bool // they made the directory: it had no names before
+	names map[string]uint32
+}
+
+func (d *fastDir) hides(name []byte) bool {
+	_, ok := d.names[string(name)]
+	return ok
+}
+
+// list gives the names that are there in the end.
+func (d *fastDir) list(l *listing) {
+	for _, name := range slices.Sorted(maps.Keys(d.names)) {
+		if ino := d.names[name]; ino != 0 && l.more {
+			l.more = l.add(fsmap.Entry{Name: []byte(name), Ref: fsmap.Ref{ID: uint64(ino)}})
+		}
+	}
+}
+
+// fastTag is one record of a fast commit.
+type fastTag struct {
+	tag   uint16
+	value []byte
+}
+
+// name gives what a record says of a name.
+func (t fastTag) name() (parent, ino uint32, name string) {
+	return le.Uint32(t.value), le.Uint32(t.value[4:]), string(t.value[fcNameLen:])
+}
+
+// fastCommits replays the fast commits that follow transaction tid-1 (fs/ext4/fast_commit.c).
+func (j *journal) fastCommits(tid uint32) error {
+	tags, err := j.fastTags(tid)
+	if len(tags) == 0 {
+		return err
+	}
+	f := j.f
+	s := &fastState{inodes: make(map[uint32][]byte), patches: make(map[uint32][]extent), dirs: make(map[uint32]*fastDir)}
+	j.fastNames(s, tags)
+	f.fast = s
+	ranges := make(map[uint32][]extent)
+	for _, t := range tags {
+		switch t.tag {
+		case fcInode:
+			if e := f.fastInode(t.value); e != nil && err == nil {
+				err = e
+			}
+		case fcAddRange:
+			x := extent{at: uint64(le.Uint32(t.value[4:])), n: uint64(le.Uint16(t.value[8:])), kind: mapfile.Data,
+				block: uint64(le.Uint16(t.value[10:]))<<32 | uint64(le.Uint32(t.value[12:]))}
+			if x.n > exMaxInit {
+				x.n, x.kind = x.n-exMaxInit, mapfile.Unwritten
+			}
+			ino := le.Uint32(t.value)
+			ranges[ino] = append(ranges[ino], x)
+		case fcDelRange:
+			ino := le.Uint32(t.value)
+			ranges[ino] = append(ranges[ino], extent{at: uint64(le.Uint32(t.value[4:])), n: uint64(le.Uint32(t.value[8:])), kind: mapfile.Hole})
+		case fcCreat, fcLink:
+			parent, ino, name := t.name()
+			if d := s.dirs[parent]; d.names[name] == 0 {
+				d.names[name] = ino
+			}
+		case fcUnlink:
+			parent, ino, name := t.name()
+			if d := s.dirs[parent]; d.names[name] == ino {
+				d.names[name] = 0
+			}
+		}
+	}
+	for ino, list := range ranges {
+		s.patches[ino] = paint(list)
+	}
+	return err
+}
+
+// fastTags reads the records of all fast commits that are complete.
+func (j *journal) fastTags(tid uint32) ([]fastTag, error) {
+	f := j.f
+	if int64(j.sb.MaxLen-j.last)<<f.shift > maxFast {
+		return nil, ondisk.Unsupported("ext journal", "blocks for fast commits", j.off+0x54, j.sb.MaxLen-j.last)
+	}
+	var list []fastTag
+	whole := 0 // records up to the last complete commit
+	var sum uint32
+	for block := j.last + 1; block < j.sb.MaxLen; block++ {
+		if _, err := j.read(block); err != nil {
+			return list[:whole], err
+		}
+		b := slices.Clone(j.buf)
+		for p := 0; p+fcTagLen <= len(b); {
+			tag, n := le.Uint16(b[p:]), int(le.Uint16(b[p+2:]))
+			start := p
+			p += fcTagLen
+			if !f.fastOK(tag, n) || tag != fcTail && n > len(b)-p || len(b)-p < fcTailLen && tag == fcTail {
+				return list[:whole], nil
+			}
+			v := b[p:min(p+n, len(b))]
+			switch tag {
+			case fcHead:
+				if set := le.Uint32(v); set != 0 {
+					return list[:whole], ondisk.Unsupported("ext fast commit", "features", -1, fmt.Sprintf("%#x", set))
+				}
+				if le.Uint32(v[4:]) != tid {
+					return list[:whole], nil
+				}
+			case fcTail:
+				sum = crc32c(sum, b[start:p+4])
+				if le.Uint32(v) != tid || le.Uint32(v[4:]) != sum {
+					return list[:whole], nil
+				}
+				sum, whole = 0, len(list)
+				p += n
+				continue
+			default:
+				if block == j.last+1 && start == 0 {
+					return nil, nil // there is none
+				}
+			}
+			sum = crc32c(sum, b[start:p+n])
+			list = append(list, fastTag{tag, v})
+			p += n
+		}
+	}
+	return list[:whole], nil
+}
+
+// fastOK reports whether a record of a fast commit may have a length.
+func (f *fsys) fastOK(tag uint16, n int) bool {
+	switch tag {
+	case fcAddRange:
+		return n == fcAddLen
+	case fcDelRange:
+		return n == fcDelLen
+	case fcCreat, fcLink, fcUnlink:
+		return n > fcNameLen && n <= fcNameLen+maxName
+	case fcInode:
+		return n >= 4+goodOldSize && n <= 4+f.inodeSize
+	case fcHead:
+		return n == fcHeadLen
+	case fcTail:
+		return n >= fcTailLen
+	}
+	return tag == fcPad
+}
+
+// fastNames finds what the names that fast commits mention stand for before.
+func (j *journal) fastNames(s *fastState, list []fastTag) {
+	made := make(map[uint32]bool)
+	for _, t := range list {
+		if t.tag != fcCreat && t.tag != fcLink && t.tag != fcUnlink {
+			continue
+		}
+		parent, ino, name := t.name()
+		d := s.dirs[parent]
+		if d == nil {
+			d = &fastDir{names: make(map[string]uint32)}
+			s.dirs[parent] = d
+		}
+		d.names[name] = 0
+		made[ino] = made[ino] || t.tag == fcCreat
+	}
+	for ino, d := range s.dirs {
+		if d.fresh = made[ino]; d.fresh {
+			continue
+		}
+		var n fsmap.Node
+		n.Reset()
+		if j.f.Node(fsmap.Entry{Ref: fsmap.Ref{ID: uint64(ino)}}, &n) != nil || n.Kind != mapfile.Directory {
+			continue
+		}
+		j.f.ReadDir(&n, func(e fsmap.Entry) bool { // what is wrong with it will be told when it is read again
+			if _, ok := d.names[string(e.Name)]; ok {
+				d.names[string(e.Name)] = uint32(e.Ref.ID)
+			}
+			return true
+		})
+	}
+}
+
+// fastInode takes an inode as a fast commit has it. Its extents are not told there.
+func (f *fsys) fastInode(v []byte) error {
+	ino := le.Uint32(v)
+	var in inode
+	if err := f.load(ino, &in); err != nil {
+		return fmt.Errorf("ext fast commit: %w", err)
+	}
+	v = v[4:]
+	raw := in.raw
+	copy(raw[:iBlock], v)
+	copy(raw[iGeneration:], v[iGeneration:])
+	root := raw[iBlock : iBlock+iBlockLen]
+	switch {
+	case le.Uint32(raw[iFlags:])&flExtents != 0:
+		if le.Uint16(root) != exMagic {
+			clear(root)
+			le.PutUint16(root, exMagic)
+			le.PutUint16(root[ehMax:], iBlockLen/exLen-1)
+		}
+	case le.Uint32(raw[iFlags:])&flInlineData != 0 || le.Uint16(raw)&modeFmt != modeReg:
+		copy(root, v[iBlock:])
+	}
+	f.fast.inodes[ino] = raw
+	return nil
+}
+
+// paint lays stretches over one another, the last on top, and gives what is seen in the end, in order.
+func paint(list []extent) []extent {
+	edges := make([]uint64, 0, 2*len(list))
+	for _, x := range list {
+		edges = append(edges, x.at, x.at+x.n)
+	}
+	slices.Sort(edges)
+	edges = slices.Compact(edges)
+	owner := make([]int, len(edges))  // by the piece that begins at an edge: 1 + the stretch that is seen there
+	free := make([]int, len(edges)+1) // the next piece that none was seen in, by halving paths
+	for i := range free {
+		free[i] = i
+	}
+	find := func(i int) int {
+		for free[i] != i {
+			free[i] = free[free[i]]
+			i = free[i]
+		}
+		return i
+	}
+	for k, x := range slices.Backward(list) {
+		i := sort.Search(len(edges), func(i int) bool { return edges[i] >= x.at })
+		for i = find(i); i < len(edges) && edges[i] < x.at+x.n; i = find(i) {
+			owner[i], free[i] = k+1, i+1
+		}
+	}
+	var seen []extent
+	for i, k := range owner {
+		if k == 0 {
+			continue
+		}
+		x := list[k-1]
+		d := edges[i] - x.at
+		x.at, x.block, x.n = edges[i], x.block+d, edges[i+1]-edges[i]
+		if n := len(seen); n > 0 && i > 0 && owner[i-1] == k {
+			seen[n-1].n += x.n
+			continue
+		}
+		seen = append(seen, x)
+	}
+	return seen
+}
