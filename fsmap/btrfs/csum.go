@@ -23,7 +23,7 @@ func (t csumType) check(b []byte, what string, off int64) error {
 	n := 0
 	switch t {
 	case 0:
-		le.PutUint32(sum[:], crc32.Checksum(b[csumSize:], castagnoli))
+		le.PutUint32(sum[:], crc32c(b[csumSize:]))
 		n = 4
 	case 1:
 		le.PutUint64(sum[:], xxhash64(b[csumSize:]))
@@ -79,3 +79,5 @@ func xxhash64(b []byte) uint64 {
 	h = (h ^ h>>29) * p3
 	return h ^ h>>32
 }
+
+func crc32c(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }

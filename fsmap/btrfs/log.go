@@ -427,6 +427,9 @@ func encodeRefs(typ uint8, refs []ref) []byte {
 
 // refs makes an inode's names in the directories that the item speaks of those that it says: others go, new ones come.
 func (r *replayer) refs(x item) error {
+	if x.id == x.off {
+		return nil // the root's "..", which is no name
+	}
 	names, err := refNames(x)
 	if err != nil {
 		return err

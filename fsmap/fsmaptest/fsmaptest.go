@@ -86,8 +86,8 @@ type walker struct {
 	members []fsmap.Member
 	content bool // is read
 	tree    *Tree
-	seen map[fsmap.Ref]bool
-	left int // names that are still looked at
+	seen    map[fsmap.Ref]bool
+	left    int // names that are still looked at
 }
 
 func (w *walker) visit(e fsmap.Entry, path string, priv any) {

@@ -1,0 +1,183 @@
+package btrfs
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"vmkit/fixtures"
+	"vmkit/fsmap"
+	"vmkit/fsmap/fsmaptest"
+	"vmkit/fsmap/mapfile"
+)
+
+// member opens one stored image.
+func member(t testing.TB, path string) fsmap.Member {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fsmap.Member{R: f, Size: st.Size()}
+}
+
+func walk(t testing.TB, o fsmap.Options, members ...fsmap.Member) *fsmaptest.Tree {
+	t.Helper()
+	fs, err := openSet(members, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fsmaptest.WalkSet(t, fs, members)
+}
+
+func sound(t testing.TB, tree *fsmaptest.Tree) {
+	t.Helper()
+	for _, e := range tree.Errs() {
+		t.Error(e)
+	}
+	for _, err := range tree.FS.Info().Problems {
+		t.Error(err)
+	}
+}
+
+// TestSingle compares subvolumes, compression and shared extents with the kernel's mount.
+func TestSingle(t *testing.T) {
+	tree := walk(t, fsmap.Options{}, member(t, fixtures.Image(t, "btrfs", "single.img.zst")))
+	tree.Compare(t, fixtures.Expect(t, "btrfs", "single.tree.tsv"), 0)
+	sound(t, tree)
+	info := tree.FS.Info()
+	if info.Label != "vmkit single" || info.Journal != "clean" || len(info.Snapshots) != 1 {
+		t.Errorf("volume: %+v", info)
+	}
+	kinds := map[mapfile.Kind]int{}
+	codecs := map[string]int{}
+	for _, f := range tree.Files {
+		for _, x := range f.Runs {
+			kinds[x.Kind]++
+			if x.Pack != nil {
+				codecs[x.Pack.Codec]++
+			}
+		}
+	}
+	for _, k := range []mapfile.Kind{mapfile.Data, mapfile.Hole, mapfile.Unwritten, mapfile.Packed} {
+		if kinds[k] == 0 {
+			t.Errorf("no run of kind %v: the image does not test it", k)
+		}
+	}
+	for _, c := range codecs {
+		if c == 0 || len(codecs) != 3 {
+			t.Errorf("codecs %v: the image should have three", codecs)
+		}
+	}
+	if x := tree.Files["xattrs"].Xattrs; len(x) != 2 || x[0].Name != "user.large" && x[1].Name != "user.large" {
+		t.Errorf("xattrs: %v", x)
+	}
+}
+
+// TestLog compares the state after replay with the kernel's mount, which replays; without, it is another state.
+func TestLog(t *testing.T) {
+	path := fixtures.Image(t, "btrfs", "log.img.zst")
+	tree := walk(t, fsmap.Options{Journal: fsmap.JournalReplay}, member(t, path))
+	tree.Compare(t, fixtures.Expect(t, "btrfs", "log.tree.tsv"), 0)
+	sound(t, tree)
+	if j := tree.FS.Info().Journal; j != "replayed" {
+		t.Errorf("journal is %q", j)
+	}
+	stale := walk(t, fsmap.Options{Journal: fsmap.JournalIgnore}, member(t, path))
+	if stale.Files["new file"] != nil || stale.Files["many/file 011"] == nil || stale.FS.Info().Journal != "ignored" {
+		t.Error("ignoring the log shows what only the log has")
+	}
+	if _, err := openSet([]fsmap.Member{member(t, path)}, fsmap.Options{Journal: fsmap.JournalFail}); err == nil {
+		t.Error("a log that holds work is no error with --journal fail")
+	}
+}
+
+// TestRAID5 reads three devices, and any two of them.
+func TestRAID5(t *testing.T) {
+	dir := filepath.Dir(fixtures.Image(t, "btrfs", "raid5.tar.zst"))
+	expect := fixtures.Expect(t, "btrfs", "raid5.tree.tsv")
+	for _, absent := range []int{0, 1, 2, 3} {
+		t.Run(fmt.Sprintf("without %d", absent), func(t *testing.T) {
+			var members []fsmap.Member
+			for i := 1; i <= 3; i++ {
+				if i != absent {
+					members = append(members, member(t, filepath.Join(dir, fmt.Sprintf("raid5-%d.img", i))))
+				}
+			}
+			tree := walk(t, fsmap.Options{}, members...)
+			tree.Compare(t, expect, 0)
+			sound(t, tree)
+			notes := strings.Join(tree.FS.Info().Notes, "\n")
+			if (absent != 0) != strings.Contains(notes, "1 of 3 devices are absent") {
+				t.Errorf("notes: %s", notes)
+			}
+		})
+	}
+	t.Run("one alone", func(t *testing.T) {
+		if fs, err := openSet([]fsmap.Member{member(t, filepath.Join(dir, "raid5-1.img"))}, fsmap.Options{}); err == nil && len(fs.Info().Problems) == 0 {
+			t.Error("two devices of a RAID 5 are absent, and nothing is said")
+		}
+	})
+}
+
+// TestXXHash holds the checksum against the reference implementation's vectors (xxhsum 0.8.1 -H1, seed 0).
+func TestXXHash(t *testing.T) {
+	for in, want := range map[string]uint64{
+		"":    0xef46db3751d8e999,
+		"a":   0xd24ec4f1a98c6e5b,
+		"abc": 0x44bc2cf5ad770999,
+		"0123456789abcdef0123456789abcdef0123456789abcdef": 0xe35216444a3c253b,
+	} {
+		if got := xxhash64([]byte(in)); got != want {
+			t.Errorf("xxhash64(%q) = %#x, should be %#x", in, got, want)
+		}
+	}
+}
+
+// FuzzOpen damages a sound image at up to eight places and walks it.
+func FuzzOpen(f *testing.F) {
+	b, err := os.ReadFile(fixtures.Image(f, "btrfs", "log.img.zst"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte("\x00\x00\x00\x00\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, patch []byte) {
+		r := &patched{base: b, at: map[int64]byte{}}
+		for i := 0; i+5 <= len(patch) && i < 8*5; i += 5 {
+			r.at[int64(le.Uint32(patch[i:]))%int64(len(b))] = patch[i+4]
+		}
+		members := []fsmap.Member{{R: r, Size: int64(len(b))}}
+		fs, err := openSet(members, fsmap.Options{Journal: fsmap.JournalReplay})
+		if err == nil {
+			fsmaptest.WalkSet(t, fs, members)
+		}
+	})
+}
+
+// patched is an image with some bytes changed, whose checksums are made right again so that parsers see the bytes.
+type patched struct {
+	base []byte
+	at   map[int64]byte
+}
+
+func (p *patched) ReadAt(b []byte, off int64) (int, error) {
+	n, err := bytes.NewReader(p.base).ReadAt(b, off)
+	hit := false
+	for at, c := range p.at {
+		if at >= off && at < off+int64(n) {
+			b[at-off], hit = c, true
+		}
+	}
+	if hit && (n == 16384 || n == superSize) {
+		le.PutUint32(b, crc32c(b[csumSize:n]))
+	}
+	return n, err
+}
