@@ -189,7 +189,7 @@ func (b *builder) walk(ctx context.Context) error {
 			missed = slices.Delete(missed, i, i+1)
 		}
 	}
-	if err := b.pipeline(ctx, func(ctx context.Context, send func(*batch)) error {
+	if err := b.pipeline(ctx, func(ctx context.Context, send func(*batch) *batch) error {
 		for _, v := range b.vols {
 			if v.fs == nil || !v.selected {
 				continue

@@ -25,7 +25,7 @@ type batch struct {
 	fs    FS
 	items []item
 	paths []byte
-	out   chan chunk // closed after the last one
+	out   chan chunk
 }
 
 // item is a name, or a problem that the walk met.
@@ -46,6 +46,7 @@ type chunk struct {
 	count    mapfile.End
 	problems []mapfile.Problem
 	content  contents
+	last     bool // of its batch
 }
 
 // contents counts the regular files that hold anything, and those of which nothing is readable without a key.
@@ -55,6 +56,7 @@ type contents struct{ files, locked int64 }
 type worker struct {
 	*recorder
 	buffs   chan []byte // empty ones
+	vol     *volume
 	b       *batch
 	text    string // the batch's paths
 	runs    Runs
@@ -73,8 +75,8 @@ func newWorker(hash bool, buffs chan []byte) *worker {
 
 // work makes the records of a batch. Once ctx is done it only lets go of it.
 func (k *worker) work(ctx context.Context, b *batch) {
-	defer close(b.out)
-	if k.b == nil || k.b.vol != b.vol {
+	if k.vol != b.vol {
+		k.vol = b.vol
 		k.comp.use(b.vol.rec.Image, b.vol.disks...)
 		if k.hash {
 			k.sum = newReader(b.vol.disks, b.vol.env)
@@ -84,7 +86,7 @@ func (k *worker) work(ctx context.Context, b *batch) {
 	k.renew()
 	for i := range b.items {
 		if ctx.Err() != nil {
-			return
+			break
 		}
 		it := &b.items[i]
 		if path := k.text[it.start:it.end]; it.err != nil {
@@ -96,11 +98,11 @@ func (k *worker) work(ctx context.Context, b *batch) {
 			k.handOn()
 		}
 	}
-	k.send()
+	k.send(true)
 }
 
 // send hands on the records that were made.
-func (k *worker) send() { k.b.out <- chunk{k.lines, k.count, k.problems, k.content} }
+func (k *worker) send(last bool) { k.b.out <- chunk{k.lines, k.count, k.problems, k.content, last} }
 
 // renew begins a chunk.
 func (k *worker) renew() {
@@ -114,14 +116,14 @@ func (k *worker) renew() {
 
 // handOn hands on the records that were made while the batch goes on.
 func (k *worker) handOn() error {
-	k.send()
+	k.send(false)
 	k.renew()
 	return nil
 }
 
 // fail makes a problem record of the batch's volume.
 func (k *worker) fail(path, stream, what string, err error) {
-	k.problem(mapfile.Problem{Image: mapfile.None, Volume: k.b.vol.rec.ID, Path: path, Stream: stream, What: what, Error: err.Error()})
+	k.problem(mapfile.Problem{Image: mapfile.None, Volume: k.vol.rec.ID, Path: path, Stream: stream, What: what, Error: err.Error()})
 }
 
 // file makes the records of one name.
@@ -139,7 +141,7 @@ func (k *worker) file(it *item, path string) {
 		return
 	}
 	rec := mapfile.File{
-		Volume: k.b.vol.rec.ID, Path: path, Inode: n.Inode, Kind: n.Kind, Size: max(n.Size, 0), Mode: n.Mode, UID: n.UID, GID: n.GID, Links: n.Links,
+		Volume: k.vol.rec.ID, Path: path, Inode: n.Inode, Kind: n.Kind, Size: max(n.Size, 0), Mode: n.Mode, UID: n.UID, GID: n.GID, Links: n.Links,
 		MTime: n.MTime, ATime: n.ATime, CTime: n.CTime, BTime: n.BTime, Target: string(n.Target), Major: n.Major, Minor: n.Minor,
 		Xattrs: n.Xattrs, Sequence: n.Sequence, Owner: n.Owner, Group: n.Group, Project: n.Project, Attrs: n.Attrs, Reparse: n.Reparse,
 	}

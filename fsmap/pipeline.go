@@ -12,12 +12,12 @@ const window = 4
 
 // pipeline runs produce, which sends batches, and workers, which make their records, and writes these in the order of
 // the batches. It returns the first error of either end.
-func (b *builder) pipeline(ctx context.Context, produce func(ctx context.Context, send func(*batch)) error) error {
+func (b *builder) pipeline(ctx context.Context, produce func(ctx context.Context, send func(*batch) *batch) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	n := cmp.Or(b.c.Workers, runtime.GOMAXPROCS(0))
 	jobs, order := make(chan *batch), make(chan *batch, n*window)
-	buffs := make(chan []byte, n*window)
+	buffs, idle := make(chan []byte, n*window), make(chan *batch, 2*n*window)
 	var wg sync.WaitGroup
 	for range n {
 		wg.Go(func() {
@@ -31,15 +31,24 @@ func (b *builder) pipeline(ctx context.Context, produce func(ctx context.Context
 	wg.Go(func() {
 		defer close(order)
 		defer close(jobs)
-		failed = produce(ctx, func(batch *batch) {
-			order <- batch // first: workers may wait for the writer only with the oldest batch
-			jobs <- batch
+		failed = produce(ctx, func(full *batch) *batch {
+			if full != nil {
+				order <- full // first: a worker may wait for the writer only with the oldest batch
+				jobs <- full
+			}
+			select {
+			case b := <-idle:
+				return b
+			default:
+				return &batch{out: make(chan chunk, 1)}
+			}
 		})
 	})
 	var err error
 	for batch := range order {
-		for c := range batch.out {
-			if err == nil {
+		for last := false; !last; {
+			c := <-batch.out
+			if last = c.last; err == nil {
 				if err = b.write(&c); err != nil {
 					cancel() // the rest is only taken off the channels
 				}
@@ -48,6 +57,11 @@ func (b *builder) pipeline(ctx context.Context, produce func(ctx context.Context
 			case buffs <- c.lines[:0]:
 			default:
 			}
+		}
+		batch.items, batch.paths = batch.items[:0], batch.paths[:0]
+		select {
+		case idle <- batch:
+		default:
 		}
 	}
 	wg.Wait()
@@ -70,20 +84,17 @@ func (b *builder) write(c *chunk) error {
 	return err
 }
 
-// newWalker makes the walker of a volume. Batches are not used again: they are few, and their strings live on in the
-// records that workers make of them.
-func newWalker(v *volume, hash bool, hit func(string), send func(*batch)) *walker {
+// newWalker makes the walker of a volume. send takes a full batch, or nil, and gives an empty one.
+func newWalker(v *volume, hash bool, hit func(string), send func(*batch) *batch) *walker {
 	w := &walker{fs: v.fs, size: v.Size, on: v.on, hit: hit, batchSize: batchNames}
 	if hash {
 		w.batchSize = hashNames
 	}
-	fresh := func() *batch {
-		return &batch{vol: v, fs: w.fs, items: make([]item, 0, w.batchSize), out: make(chan chunk, 1)}
+	w.send = func(full *batch) *batch {
+		b := send(full)
+		b.vol, b.fs = v, w.fs
+		return b
 	}
-	w.batch = fresh()
-	w.send = func(b *batch) *batch {
-		send(b)
-		return fresh()
-	}
+	w.batch = w.send(nil)
 	return w
 }

@@ -215,6 +215,35 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
+// TestVolumes: what lies on one volume is not taken for what lies on another, though workers and batches serve both.
+func TestVolumes(t *testing.T) {
+	fs := big()
+	a, b := fakeImage(1<<20), fakeImage(1<<20)
+	b.Number, b.Name, b.Files[0].ID, b.Files[0].Image = 1, "second", 1, 1
+	b.Disk = formats.Numbered(b.Disk, 1)
+	var buf bytes.Buffer
+	c := Config{Drivers: []Driver{fs.driver()}, Workers: 3}
+	if _, err := Build(t.Context(), []*formats.Image{a, b}, c, mapfile.NewWriter(&buf)); err != nil {
+		t.Fatal(err)
+	}
+	for r := mapfile.NewReader(&buf); ; {
+		record, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, ok := record.(*mapfile.File); ok {
+			for _, x := range f.Extents {
+				if x.Kind == mapfile.Data && (x.File != f.Volume || x.Image != mapfile.None) {
+					t.Fatalf("%s of volume %d: %+v", f.Path, f.Volume, x)
+				}
+			}
+		}
+	}
+}
+
 // TestReaderLeaves: when nobody reads the map any more, Build ends with that error.
 func TestReaderLeaves(t *testing.T) {
 	gone := errors.New("gone")
