@@ -7,6 +7,7 @@ import (
 	"vmkit/formats/qcow2"
 	"vmkit/formats/raw"
 	"vmkit/formats/vdi"
+	"vmkit/formats/vhdx"
 	"vmkit/formats/vmdk"
 	"vmkit/formats/vpc"
 )
@@ -19,4 +20,5 @@ var Formats = []formats.Format{
 	vmdk.Format,
 	vdi.Format,
 	vpc.Format,
+	vhdx.Format,
 }
