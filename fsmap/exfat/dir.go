@@ -82,18 +82,16 @@ func (s *entrySet) add(e []byte, pos int64) bool {
 	return s.left == 0
 }
 
-// name gives the name, as far as it is there. Linux's first driver wrote names of 256 units, whose length in the stream
-// extension is then 0.
+// name gives the name, as far as it is there. Linux's first driver wrote names that are longer than the specification
+// allows, whose length in the stream extension is taken modulo 256.
 func (s *entrySet) name() []uint16 {
 	if s.length > 0 && s.length <= s.count {
 		return s.units[:s.length]
 	}
+	s.doubts |= doubtName
 	n := 0
 	for n < s.count && s.units[n] != 0 {
 		n++
-	}
-	if n != 256 || s.length != 0 {
-		s.doubts |= doubtName
 	}
 	return s.units[:n]
 }

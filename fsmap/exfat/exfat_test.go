@@ -153,6 +153,8 @@ func TestDamage(t *testing.T) {
 		{name: "an entry lacks", do: func(d *edited) { d.entries(one)[fileSecondaries]++ }, path: one, err: "number of its entries", held: 40000},
 		{name: "no stream extension", do: func(d *edited) { d.stream(one)[0] = 0xE0; d.seal(one) }, path: one, err: "no stream extension"},
 		{name: "slash in a name", do: func(d *edited) { d.entries(one)[2*dos.SlotLen+nameUnits] = '/'; d.seal(one) }, path: "sub/deep/er", err: "name"},
+		{name: "length of the name", do: func(d *edited) { d.stream("sixteen.chars.xx")[streamNameLength] = 0; d.seal("sixteen.chars.xx") },
+			path: "sixteen.chars.xx", err: "length of its name", held: 100},
 		{name: "critical secondary entry", do: func(d *edited) {
 			e := d.entries("sixteen.chars.xx")
 			e[3*dos.SlotLen] = 0xC2
