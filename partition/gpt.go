@@ -158,7 +158,7 @@ func (g *gpt) table(d formats.Disk, m *mbr) *table {
 		t.entries = append(t.entries, entry{Volume: Volume{Kind: KindTable, Scheme: "mbr", Size: g.ss, Type: "protective MBR"}})
 		m.hybrid(t)
 	} else {
-		t.note("no protective MBR announces the GUID partition table")
+		t.resolved("no protective MBR announces the GUID partition table")
 	}
 	g.own(t)
 	if g.other != nil {
@@ -219,20 +219,20 @@ func (g *gpt) doubts(t *table) {
 			t.problem(g.other.err)
 		}
 	case g.backup && g.other != nil:
-		t.note("the backup GPT at sector %d is used: %v", g.lba, g.other.err)
+		t.resolved("the backup GPT at sector %d is used: %v", g.lba, g.other.err)
 	case g.backup:
-		t.note("the backup GPT at sector %d is used: there is no primary one", g.lba)
+		t.resolved("the backup GPT at sector %d is used: there is no primary one", g.lba)
 	case g.other == nil && g.AltLBA > last:
-		t.note("the disk ends at sector %d, before its backup GPT at %d: the image was cut", last, g.AltLBA)
+		t.resolved("the disk ends at sector %d, before its backup GPT at %d: the image was cut", last, g.AltLBA)
 	case g.other == nil:
-		t.note("there is no backup GPT at sector %d", g.AltLBA)
+		t.resolved("there is no backup GPT at sector %d", g.AltLBA)
 	case g.other.err != nil:
-		t.note("the backup GPT is not usable: %v", g.other.err)
+		t.resolved("the backup GPT is not usable: %v", g.other.err)
 	case g.other.EntriesCRC != g.EntriesCRC || g.other.DiskGUID != g.DiskGUID:
-		t.note("the backup GPT at sector %d differs from the primary one, which is used", g.other.lba)
+		t.resolved("the backup GPT at sector %d differs from the primary one, which is used", g.other.lba)
 	}
 	if g.err == nil && !g.backup && g.AltLBA < last {
-		t.note("the disk grew: its backup GPT is at sector %d, the last sector is %d", g.AltLBA, last)
+		t.resolved("the disk grew: its backup GPT is at sector %d, the last sector is %d", g.AltLBA, last)
 	}
 }
 

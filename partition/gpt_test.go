@@ -138,6 +138,13 @@ func TestGPTDamage(t *testing.T) {
 				t.Errorf("partitions %q, want %q", got, c.names)
 			}
 			notes, problems := said(vols)
+			var found []error
+			if err := Check(memory(c.damage(bytes.Clone(sound))), Options{}, func(err error) { found = append(found, err) }); err != nil {
+				t.Error(err)
+			}
+			if (len(found) == 0) != (c.name == "sound" || c.name == "hybrid" || c.name == "MBR beside it") {
+				t.Errorf("Check reports %v", found)
+			}
 			if !strings.Contains(notes, c.note) || c.note == "" && strings.TrimSpace(notes) != "" {
 				t.Errorf("notes %q, want %q", notes, c.note)
 			}

@@ -83,8 +83,11 @@ func (m *mbr) partition(e mbrEntry, number int, base, ss int64) entry {
 // table reads the whole of it: primaries, the logical partitions of each extended one, and BSD labels in slices. g is
 // a GPT that does not count, or nil.
 func (m *mbr) table(d formats.Disk, sectors []int64, g *gpt) *table {
-	ss := sectors[0]
 	t := &table{scheme: "mbr"}
+	ss := m.sectorSize(d, sectors)
+	if ss != sectors[0] {
+		t.note("positions are taken to count sectors of %d bytes: so the partitions start where something is recognised", ss)
+	}
 	if m.DiskID != 0 {
 		t.id = fmt.Sprintf("%08x", m.DiskID)
 	}
@@ -112,6 +115,33 @@ func (m *mbr) table(d formats.Disk, sectors []int64, g *gpt) *table {
 		}
 	}
 	return t
+}
+
+// sectorSize chooses what positions count in, as the table does not say: the likeliest, unless something is recognised
+// where partitions start by another size only.
+func (m *mbr) sectorSize(d formats.Disk, sectors []int64) int64 {
+	if len(sectors) < 2 || m.hits(d, sectors[1]) == 0 || m.hits(d, sectors[0]) > 0 {
+		return sectors[0]
+	}
+	return sectors[1]
+}
+
+// hits counts the partitions in which something is recognised; 0 where one of them would reach past the end.
+func (m *mbr) hits(d formats.Disk, ss int64) int {
+	n := 0
+	for _, e := range m.Entries {
+		if e.Count == 0 {
+			continue
+		}
+		start, size := int64(e.Start)*ss, int64(e.Count)*ss
+		if !ondisk.Within(start, size, d.Size()) {
+			return 0
+		}
+		if _, ok := Recognise(formats.Section(d, start, size), size); ok && !extended(e.Type) {
+			n++
+		}
+	}
+	return n
 }
 
 // logical follows the chain of extended boot records in primary p, as Linux does: each holds up to two partitions that

@@ -57,7 +57,9 @@ func TestMBRDamage(t *testing.T) {
 			return b
 		}, "p2 p5 p6", "", ""},
 		{"past the end", func() []byte { return mbrDisk(4096, [4]uint32{0, 0x83, 1, 8000}, [4]uint32{0, 0x83, 8001, 10}) }, "p1", "", "p2 lies past the end"},
-		{"largest", func() []byte { return mbrDisk(4096, [4]uint32{0, 0x83, 1, 1<<32 - 1}, [4]uint32{0, 0x83, 1<<32 - 1, 1<<32 - 1}) }, "p1", "", "p2 lies past the end"},
+		{"largest", func() []byte {
+			return mbrDisk(4096, [4]uint32{0, 0x83, 1, 1<<32 - 1}, [4]uint32{0, 0x83, 1<<32 - 1, 1<<32 - 1})
+		}, "p1", "", "p2 lies past the end"},
 		{"overlapping", func() []byte { return mbrDisk(4096, [4]uint32{0, 0x83, 1, 100}, [4]uint32{0, 7, 50, 100}) }, "p1 p2", "it overlaps p1", ""},
 		{"isohybrid", func() []byte { return mbrDisk(4096, [4]uint32{0x80, 0x17, 0, 4096}, [4]uint32{0, 0xef, 500, 100}) }, "p1 p2", "it overlaps p1", ""},
 		{"boot code", func() []byte { return mbrDisk(4096, [4]uint32{0x41, 0x42, 1, 100}) }, "", "", ""},
@@ -165,5 +167,38 @@ func blkid(t *testing.T, path string, got Content) {
 	}
 	if got.Name != want["TYPE"] || string(got.What) != want["USAGE"] || got.UUID != want["UUID"] || got.Label != want["LABEL"] {
 		t.Errorf("recognised %+v, blkid says %v", got, want)
+	}
+}
+
+// TestMBR4096 takes an MBR that counts in sectors of 4096 bytes, as fdisk makes it, with a swap area in the partition.
+func TestMBR4096(t *testing.T) {
+	path, swap := emptyDisk(t, 131072), emptyDisk(t, 16384)
+	c := exec.Command(tool(t, "fdisk"), "-b", "4096", path)
+	c.Stdin = strings.NewReader("o\nn\np\n1\n256\n2303\nw\n")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("fdisk: %v\n%s", err, out)
+	}
+	if v := find(t, scan(t, file(t, path), Options{}), "p1"); v.Start != 256*512 {
+		t.Errorf("nothing recognised: p1 starts at %d", v.Start)
+	}
+	if out, err := exec.Command(tool(t, "mkswap"), swap).CombinedOutput(); err != nil {
+		t.Fatalf("mkswap: %v\n%s", err, out)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := os.ReadFile(swap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(b[256*4096:], s)
+	vols := scan(t, memory(b), Options{})
+	v := find(t, vols, "p1")
+	if v.Start != 256*4096 || v.Size != 2048*4096 || v.Holds != "swap" {
+		t.Errorf("p1 is %d+%d, holds %q", v.Start, v.Size, v.Holds)
+	}
+	if notes, _ := said(vols); !strings.Contains(notes, "sectors of 4096 bytes") {
+		t.Errorf("notes %q", notes)
 	}
 }

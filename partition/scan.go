@@ -97,6 +97,7 @@ type table struct {
 	entries  []entry // partitions and the table's own sectors; Start counts from the start of the container
 	notes    []string
 	problems []error
+	faults   []error // what Check reports besides: wrong, and resolved
 }
 
 // entry is a volume to be, and the table found inside it.
@@ -106,6 +107,12 @@ type entry struct {
 }
 
 func (t *table) note(format string, a ...any) { t.notes = append(t.notes, fmt.Sprintf(format, a...)) }
+
+// resolved notes what is wrong with a table and keeps nobody from using it.
+func (t *table) resolved(format string, a ...any) {
+	t.note(format, a...)
+	t.faults = append(t.faults, fmt.Errorf("%s table: %s: %w", t.scheme, fmt.Sprintf(format, a...), ondisk.ErrCorrupt))
+}
 
 func (t *table) problem(err error) { t.problems = append(t.problems, err) }
 
@@ -196,6 +203,7 @@ func (s *scanner) place(in int, t *table, prefix string) {
 		if e.Kind == KindPartition {
 			if e.Start < end {
 				e.Notes = append(e.Notes, "it overlaps "+last)
+				t.faults = append(t.faults, fmt.Errorf("%s table: %s overlaps %s: %w", t.scheme, name, last, ondisk.ErrCorrupt))
 			}
 			if e.Start+e.Size > end {
 				end, last = e.Start+e.Size, name
