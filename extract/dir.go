@@ -104,6 +104,7 @@ type item struct {
 	link   *linkGroup // a further name of a file
 	res    mapfile.Result
 	locked bool // not whole only for want of a key
+	cut    bool // its name is another one here
 
 	line     []byte // what is passed on, in place of a result
 	problems int64
@@ -319,7 +320,8 @@ func (d *dirSink) prepare(it *item, v *mapfile.Volume, f *mapfile.File, name str
 	if f.Stream != "" {
 		name += ":" + f.Stream
 	}
-	it.file, it.name, it.res = *f, name, result(v, f)
+	it.file, it.name, it.res = *f, hostName(name), result(v, f)
+	it.cut = it.name != name
 	it.file.Extents = nil
 	if why := d.left(f); why != "" {
 		it.res.Status, it.res.Error = statusSkipped, why
@@ -328,7 +330,7 @@ func (d *dirSink) prepare(it *item, v *mapfile.Volume, f *mapfile.File, name str
 	top := d.top()
 	err := top.make(d)
 	if err == nil {
-		err = top.clash(name, false)
+		err = top.clash(it.name, false)
 	} else {
 		err = fmt.Errorf("its folder: %w", err)
 	}
@@ -378,7 +380,7 @@ func (d *dirSink) folder(v *mapfile.Volume, f *mapfile.File, name string, chosen
 		it.res.Status, it.res.Error = statusFailed, err.Error()
 		return nil
 	}
-	it.res.Status, it.res.To = statusOK, d.prefix+dir.full
+	it.res.Status, it.res.To, it.cut = statusOK, d.prefix+dir.path, dir.name != name
 	it.res.Error = d.restore(dir, dir.fd, &rec, &it.res)
 	return nil
 }
@@ -430,7 +432,7 @@ func (d *dirSink) more(list []mapfile.Extent, last bool) error {
 		d.open = nil
 	}
 	if last && d.openIt.file.Links > 1 && d.openIt.res.Status == statusOK {
-		d.openIt.res.Error = join(d.openIt.res.Error, fmt.Sprintf("more than %d extents: its other names are files of their own", maxHeld))
+		remark(&d.openIt.res, fmt.Sprintf("more than %d extents: its other names are files of their own", maxHeld))
 	}
 	return err
 }

@@ -1,10 +1,14 @@
 package extract
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -16,7 +20,8 @@ import (
 type folder struct {
 	parent *folder
 	name   string
-	full   string        // its path below the output folder
+	full   string        // volume and path, as the map has them
+	path   string        // where it is, below the output folder
 	rec    *mapfile.File // what the map says of it, or nil
 	fd     int
 	made   bool
@@ -39,18 +44,43 @@ func (f *folder) drop() {
 
 // child makes the folder name inside f known. It isn't made on the host yet.
 func (f *folder) child(name string, rec *mapfile.File) *folder {
-	c := &folder{parent: f, name: name, full: f.join(name), rec: rec, fd: -1}
+	host := hostName(name)
+	c := &folder{parent: f, name: host, full: join(f.full, "/", name), path: f.join(host), rec: rec, fd: -1}
 	c.hold()
 	return c
 }
 
 // join gives the path of a name in the folder, below the output folder.
-func (f *folder) join(name string) string {
-	if f.full == "" {
+func (f *folder) join(name string) string { return join(f.path, "/", name) }
+
+// hostName gives a name as the host can have it: one that is too long is cut, and gets a mark that no other name has.
+// Windows counts characters where Linux counts bytes, so that whole trees have such names.
+func hostName(name string) string {
+	if len(name) <= unix.NAME_MAX {
 		return name
 	}
-	return f.full + "/" + name
+	sum := sha256.Sum256([]byte(name))
+	mark := "~" + hex.EncodeToString(sum[:4])
+	if ext := path.Ext(name); len(ext) <= 16 {
+		mark += ext
+	}
+	return cutText(name, unix.NAME_MAX-len(mark)) + mark
 }
+
+// cutText cuts a text to n bytes, not within a character.
+func cutText(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	whole := utf8.ValidString(s)
+	s = s[:n]
+	for i := 0; i < utf8.UTFMax-1 && whole && !utf8.ValidString(s); i++ {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
+const shortened = "its name is too long for this host, and was cut"
 
 // make makes the folder and those above it, unless they are there.
 func (f *folder) make(d *dirSink) error {
@@ -65,7 +95,7 @@ func (f *folder) make(d *dirSink) error {
 }
 
 func (f *folder) open(d *dirSink) error {
-	if len(d.prefix)+len(f.full) >= unix.PathMax {
+	if len(d.prefix)+len(f.path) >= unix.PathMax {
 		return unix.ENAMETOOLONG
 	}
 	mode := uint32(0o777)

@@ -364,7 +364,7 @@ func (t *tarSink) describe(x *tarFile, flag byte) member {
 		m.mode = uint32(f.Mode) & 0o7777
 		if f.Mode&setID != 0 && !t.Special {
 			m.mode &^= setID
-			note = join(note, "set-id bits left out (--special keeps them)")
+			note = join(note, "; ", "set-id bits left out (--special keeps them)")
 		}
 		res.Mode = int64(m.mode)
 	case f.Kind == mapfile.Directory:

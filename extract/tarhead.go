@@ -42,14 +42,16 @@ func (m *member) appendTo(dst []byte) []byte {
 	var pax []byte
 	name, link := m.name, m.link
 	if m.sparse {
-		pax = appendPax(pax, "GNU.sparse.major", "1")
-		pax = appendPax(pax, "GNU.sparse.minor", "0")
-		pax = appendPax(pax, "GNU.sparse.name", name)
-		pax = appendPax(pax, "GNU.sparse.realsize", strconv.FormatInt(m.real, 10))
-		name = path.Join(path.Dir(name), "GNUSparseFile.0", path.Base(name)) // seen by programs that don't know these
+		name = path.Join(path.Dir(name), "GNUSparseFile.0", path.Base(name)) // seen by programs that don't know the rest
 	}
 	if len(name) > 100 || !printable(name) {
 		pax = appendPax(pax, "path", name)
+	}
+	if m.sparse {
+		pax = appendPax(pax, "GNU.sparse.major", "1")
+		pax = appendPax(pax, "GNU.sparse.minor", "0")
+		pax = appendPax(pax, "GNU.sparse.name", m.name) // behind path: in some programs the last one counts
+		pax = appendPax(pax, "GNU.sparse.realsize", strconv.FormatInt(m.real, 10))
 	}
 	if len(link) > 100 || !printable(link) {
 		pax = appendPax(pax, "linkpath", link)

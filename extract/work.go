@@ -120,6 +120,9 @@ func (d *dirSink) settleItem(it *item) {
 		}
 		return
 	}
+	if it.cut && it.res.Status == statusOK {
+		remark(&it.res, shortened)
+	}
 	if g := it.link; g != nil {
 		switch {
 		case it.res.Status == "": // a further name
@@ -152,7 +155,7 @@ func (d *dirSink) note(err error) {
 // met makes a problem of what befell a folder after its result was written.
 func (d *dirSink) met(f *folder, err error) {
 	d.sum.Problems++
-	d.Warn("%s: %v", d.prefix+f.full, err)
+	d.Warn("%s: %v", d.prefix+f.path, err)
 	if d.Results != nil {
 		d.Results.Problem(&mapfile.Problem{Image: mapfile.None, Volume: f.rec.Volume, Path: f.rec.Path, What: "folder", Error: err.Error()})
 	}
@@ -184,15 +187,18 @@ func (d *dirSink) link(it *item, g *linkGroup) {
 	}
 	d.do(d.fin, it)
 	if it.res.Status == statusOK {
-		it.res.Error = join(it.res.Error, why)
+		remark(&it.res, why)
 		g.from, g.res = it.path(), it.res
 	}
 }
 
-// join puts two remarks together.
-func join(a, b string) string {
+// join puts two texts together, with something between them where neither is empty.
+func join(a, between, b string) string {
 	if a == "" || b == "" {
 		return a + b
 	}
-	return a + "; " + b
+	return a + between + b
 }
+
+// remark adds to what a result says besides its status.
+func remark(res *mapfile.Result, text string) { res.Error = join(res.Error, "; ", text) }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -233,14 +232,7 @@ const partialSuffix = ".partial"
 
 // partialName is under which name a file is put that isn't whole.
 func partialName(name string) string {
-	if over := len(name) + len(partialSuffix) - unix.NAME_MAX; over > 0 {
-		whole := name
-		name = name[:len(name)-over]
-		for i := 0; i < utf8.UTFMax-1 && utf8.ValidString(whole) && !utf8.ValidString(name); i++ {
-			name = name[:len(name)-1]
-		}
-	}
-	return name + partialSuffix
+	return cutText(name, unix.NAME_MAX-len(partialSuffix)) + partialSuffix
 }
 
 // symlink makes a symlink.
