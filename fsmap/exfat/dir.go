@@ -82,8 +82,8 @@ func (s *entrySet) add(e []byte, pos int64) bool {
 	return s.left == 0
 }
 
-// name gives the name, as far as it is there. Linux's first driver wrote names that are longer than the specification
-// allows, whose length in the stream extension is taken modulo 256.
+// name gives the name, as far as it is there. Linux's first driver wrote names of 256 units, more than a name can have,
+// with a length of 0; such a one is cut, with a mark, since another can begin alike.
 func (s *entrySet) name() []uint16 {
 	if s.length > 0 && s.length <= s.count {
 		return s.units[:s.length]
@@ -92,6 +92,10 @@ func (s *entrySet) name() []uint16 {
 	n := 0
 	for n < s.count && s.units[n] != 0 {
 		n++
+	}
+	if n > maxName {
+		n = maxName
+		s.units[n-1] = '_'
 	}
 	return s.units[:n]
 }

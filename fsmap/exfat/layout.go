@@ -92,5 +92,6 @@ const (
 	nameUnits        = 2      // File Name (7.7)
 	nameUnitsLen     = 15
 	maxNameEntries   = 18
+	maxName          = 255
 	tzValid          = 0x80 // (7.4.10): quarters of an hour, 7 bits with sign
 )
