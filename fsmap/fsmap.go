@@ -14,7 +14,8 @@ import (
 	"vmkit/fsmap/mapfile"
 )
 
-// Kind says what a run's bytes are; Zero is not used by drivers (Build finds zeros below them).
+// Kind says what a run's bytes are. Zero is for bytes inside a written block that read as zeros whatever the block
+// holds, such as those behind a valid-data length.
 type Kind = mapfile.Kind
 
 // Run is one stretch of a file.

@@ -5,6 +5,7 @@ import (
 	"vmkit/fsmap"
 	"vmkit/fsmap/btrfs"
 	"vmkit/fsmap/exfat"
+	"vmkit/fsmap/ext4"
 	"vmkit/fsmap/fat"
 	"vmkit/fsmap/iso9660"
 	"vmkit/fsmap/ntfs"
@@ -15,6 +16,7 @@ import (
 var Drivers = []fsmap.Driver{
 	btrfs.Driver,
 	exfat.Driver,
+	ext4.Driver,
 	fat.Driver,
 	iso9660.Driver,
 	ntfs.Driver,

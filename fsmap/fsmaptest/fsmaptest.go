@@ -190,7 +190,7 @@ func sum(t testing.TB, members []fsmap.Member, runs []fsmap.Run) string {
 		switch x.Kind {
 		case mapfile.Data:
 			_, err = io.Copy(h, io.NewSectionReader(members[x.Dev].R, x.Off, x.Len))
-		case mapfile.Hole, mapfile.Unwritten:
+		case mapfile.Hole, mapfile.Unwritten, mapfile.Zero:
 			_, err = io.CopyN(h, zeros{}, x.Len)
 		case mapfile.Inline:
 			h.Write(x.Bytes)

@@ -56,8 +56,8 @@ func (f *fs) Runs(n *fsmap.Node, s *fsmap.Stream, r *fsmap.Runs) error {
 	return nil
 }
 
-// plainRun appends a run of clusters that hold what they hold. Bytes behind the valid data length were never written:
-// they read as zeros.
+// plainRun appends a run of clusters that hold what they hold. Bytes behind the valid data length read as zeros. What is
+// left of the cluster in which it ends is written with zeros by every driver; the clusters after it were never written.
 func (f *fs) plainRun(x run, init int64, r *fsmap.Runs) error {
 	at, n := x.vcn*f.cluster, x.n*f.cluster
 	if x.lcn < 0 || at >= r.Size() {
@@ -68,6 +68,12 @@ func (f *fs) plainRun(x run, init int64, r *fsmap.Runs) error {
 	if valid > 0 {
 		if err := r.Data(at, valid, off); err != nil {
 			return err
+		}
+		if slack := min(n, (valid+f.cluster-1)/f.cluster*f.cluster) - valid; slack > 0 {
+			if err := r.Append(fsmap.Run{At: at + valid, Len: slack, Kind: mapfile.Zero}); err != nil {
+				return err
+			}
+			valid += slack
 		}
 	}
 	if valid < n {
@@ -338,7 +344,7 @@ func (f *fs) readRuns(list []fsmap.Run, p []byte) error {
 			}
 		case mapfile.Inline:
 			copy(p, x.Bytes[:n])
-		case mapfile.Hole, mapfile.Unwritten:
+		case mapfile.Hole, mapfile.Unwritten, mapfile.Zero:
 			clear(p[:n])
 		default:
 			return ondisk.Unsupported("wof file", "its table of chunks is "+x.Kind.String(), -1, nil)
