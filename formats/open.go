@@ -30,6 +30,8 @@ type Format struct {
 	// Probe tells whether the file is of this format. It is pure and cheap: head holds the file's first bytes (up to
 	// ProbeLen), and few more are read.
 	Probe func(f *File, head []byte) bool
+	// Members lists the images that a file of this format holds, where it holds several; else it is nil.
+	Members func(f *File) ([]string, error)
 	// Open reads the image's own structures. It returns an image whose Disk, Format, State, Files and so on are set;
 	// Name and Number are the Opener's. Companions are opened through o.
 	Open func(f *File, o *Opener) (*Image, error)
@@ -59,6 +61,8 @@ type Opener struct {
 	Format string
 	// Passphrase is asked for the secrets of encrypted images; nil: there are none.
 	Passphrase Passphrase
+	// Member names the image of a container that holds several. Open sets it from a name like web1.ova:disk2.vmdk.
+	Member string
 
 	n     *counters
 	chain []string // keys of the files of the layers above, to cut cycles
@@ -139,7 +143,7 @@ func (s section) ExtentAt(off, max int64) (Extent, error) {
 // which they are opened.
 func (o *Opener) Open(name string) (*Image, error) {
 	o.start()
-	f, err := o.Source.Open(name)
+	f, member, err := o.find(name)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +153,7 @@ func (o *Opener) Open(name string) (*Image, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	layer := *o
-	layer.chain = []string{f.Key}
+	layer.chain, layer.Member = []string{f.Key}, member
 	img, err := format.Open(f, &layer)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -167,6 +171,66 @@ func (o *Opener) Open(name string) (*Image, error) {
 	}
 	img.Disk = Numbered(img.Disk, img.Number)
 	o.n.image++
+	return img, nil
+}
+
+// find opens the file of a name, which may be CONTAINER:MEMBER where no file is called so.
+func (o *Opener) find(name string) (f *File, member string, err error) {
+	f, err = o.Source.Open(name)
+	if i := strings.LastIndexByte(name, ':'); i > 0 && errors.Is(err, fs.ErrNotExist) {
+		if c, e := o.Source.Open(name[:i]); e == nil {
+			return c, name[i+1:], nil
+		}
+	}
+	return f, o.Member, err
+}
+
+// Names gives the names under which Open opens all the images that a file holds: its own, or, where it is a container
+// of several, one for each.
+func (o *Opener) Names(name string) ([]string, error) {
+	o.start()
+	f, member, err := o.find(name)
+	if err != nil {
+		return nil, err
+	}
+	t, _, err := o.choose(f, o.Format)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if t.Members == nil || member != "" {
+		return []string{name}, nil
+	}
+	names, err := t.Members(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	for i := range names {
+		names[i] = name + ":" + names[i]
+	}
+	return names, nil
+}
+
+// Inside opens the image that lies in a container, as it is, from base on. It may name no other files: what lies beside
+// the container is not meant by it.
+func (o *Opener) Inside(in *File, name string, base, size int64) (*Image, error) {
+	f := &File{
+		ReaderAt: io.NewSectionReader(in, base, size), Path: in.Path + ":" + name, Role: in.Role, Size: size, MTime: in.MTime,
+		Image: in.Image, ID: in.ID, In: in, Base: base, InUse: in.InUse, Key: fmt.Sprintf("%s+%d", in.Key, base),
+	}
+	t, assumed, err := o.choose(f, "")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	layer := *o
+	layer.chain, layer.Member, layer.probed = append(slices.Clone(o.chain), f.Key), "", true
+	if len(layer.chain) > 2 {
+		return nil, ondisk.Unsupported("image", "containers in containers", -1, nil)
+	}
+	img, err := t.Open(f, &layer)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	img.Files, img.Assumed = []*File{in}, assumed
 	return img, nil
 }
 

@@ -4,6 +4,7 @@ package all
 import (
 	"vmkit/formats"
 	"vmkit/formats/qcow"
+	"vmkit/formats/ova"
 	"vmkit/formats/qcow2"
 	"vmkit/formats/raw"
 	"vmkit/formats/vdi"
@@ -21,4 +22,5 @@ var Formats = []formats.Format{
 	vdi.Format,
 	vpc.Format,
 	vhdx.Format,
+	ova.Format,
 }
