@@ -84,7 +84,7 @@ type builder struct {
 	names   mapfile.Names
 	vols    []*volume
 	locked  bool // an image or a volume is encrypted, and no key was given
-	secret  bool // one is, and could be read
+	secret  bool // one is, and may have been read
 	content contents
 }
 
@@ -99,6 +99,7 @@ func (b *builder) head(images []*formats.Image) {
 		b.names.See(rec)
 		b.w.Image(rec)
 		b.notes(rec.Files[0].Path, rec.Notes)
+		b.secret = b.secret || img.Encryption != ""
 	}
 	for _, img := range images {
 		for _, err := range img.Problems {

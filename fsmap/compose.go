@@ -31,6 +31,8 @@ type composer struct {
 	host   *formats.Pack // converted last, as
 	packed *mapfile.Pack // this, for extents of image
 	around int
+
+	wide *mapfile.Pack // made by xor last
 }
 
 type stretch struct {
@@ -245,7 +247,7 @@ func (c *composer) resolve(p *Pack, depth int) (pack *mapfile.Pack, lost mapfile
 				if e.Kind == formats.Missing || e.Kind == formats.Encrypted {
 					return nil, kinds[e.Kind], err
 				}
-				q.Parts = append(q.Parts, c.convert(&e, c.image))
+				q.Parts = join(q.Parts, c.convert(&e, c.image))
 				off, n = off+e.Len, n-e.Len
 			}
 			continue
@@ -259,9 +261,18 @@ func (c *composer) resolve(p *Pack, depth int) (pack *mapfile.Pack, lost mapfile
 		case mapfile.Missing, mapfile.Encrypted:
 			return nil, r.Kind, nil
 		}
-		q.Parts = append(q.Parts, x)
+		q.Parts = join(q.Parts, x)
 	}
 	return q, 0, nil
+}
+
+// join appends a part, which may go on where the last one ends.
+func join(parts []mapfile.Extent, x mapfile.Extent) []mapfile.Extent {
+	if n := len(parts); n > 0 && continues(&parts[n-1], &x) {
+		parts[n-1].Len += x.Len
+		return parts
+	}
+	return append(parts, x)
 }
 
 // xor adds a run whose parts lie side by side: it is cut wherever one of them is.
@@ -292,9 +303,36 @@ func (c *composer) xor(r *Run) {
 				c.err = err
 			}
 		}
-		c.push(&x)
+		if lost != 0 || !c.widen(pack) {
+			c.push(&x)
+			c.wide = pack
+		}
 		done += n
 	}
+}
+
+// widen makes the last extent, if xor made it, longer by a pack whose parts all go on where its own end.
+func (c *composer) widen(x *mapfile.Pack) bool {
+	if len(c.out) == 0 {
+		return false
+	}
+	last := &c.out[len(c.out)-1]
+	p := last.Pack
+	if p == nil || p != c.wide || p.Full+x.Full > codec.MaxFull || len(p.Parts) != len(x.Parts) {
+		return false
+	}
+	for i := range p.Parts {
+		if !continues(&p.Parts[i], &x.Parts[i]) {
+			return false
+		}
+	}
+	for i := range p.Parts {
+		p.Parts[i].Len += x.Full
+	}
+	p.Full += x.Full
+	last.Len += x.Full
+	c.usable += x.Full
+	return true
 }
 
 // push adds an extent, which may go on where the last one ends.

@@ -46,6 +46,8 @@ type rebaser struct {
 	olds    map[int]mapfile.Image
 	dev     map[int]int
 	volumes map[int]int
+	// had says that the file whose extents were copied last had a gap, and has that it has one still.
+	had, has bool
 }
 
 // record copies one record.
@@ -63,16 +65,21 @@ func (b *rebaser) record(record any) error {
 		return b.w.Volume(x)
 	case *mapfile.File:
 		b.use(x.Volume)
+		b.had = false
 		b.out.begin(x)
 		b.out.rec.More = false
 		b.extents(x.Extents, x.More)
 	case *mapfile.Extents:
 		if !b.out.open {
 			b.use(x.Volume)
+			b.had = false
 			b.out.beginOwn(x.Volume)
 		}
 		b.extents(x.Extents, x.More)
 	case *mapfile.Problem:
+		if f := &b.out.rec; x.What == "content" && x.Path == f.Path && x.Stream == f.Stream && x.Volume == f.Volume && b.had && !b.has {
+			return nil // what was missing is there now
+		}
 		err := b.w.Problem(x)
 		b.tell(x)
 		return err
@@ -122,6 +129,7 @@ func (b *rebaser) extents(list []mapfile.Extent, more bool) {
 	c := &b.out.comp
 	for i := range list {
 		x := &list[i]
+		b.had = b.had || x.Kind == mapfile.Missing || x.Kind == mapfile.Encrypted
 		r := Run{At: x.At}
 		if !b.place(x, c.image, &r) {
 			c.push(x)
@@ -140,7 +148,8 @@ func (b *rebaser) extents(list []mapfile.Extent, more bool) {
 		return
 	}
 	b.out.end()
-	if err := c.gap(); err != nil {
+	err := c.gap()
+	if b.has = err != nil; b.has && !b.had {
 		f := &b.out.rec
 		b.out.problem(mapfile.Problem{Image: mapfile.None, Volume: f.Volume, Path: f.Path, Stream: f.Stream, What: "content", Error: err.Error()})
 	}

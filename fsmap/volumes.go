@@ -123,9 +123,15 @@ func (v *volume) recognise(head []byte) {
 		v.fail("%s: %w", c.Name, formats.ErrEncrypted)
 	case ok && c.What != partition.Other:
 		v.fail("%s: %w", c.Name, ondisk.ErrUnsupported)
-	case ok || noFileSystem[v.TypeID] || zeros(head) && (v.Kind != partition.KindDisk || blank(v.Disk)):
+	case ok || noFileSystem[v.TypeID] || zeros(head) && v.Kind != partition.KindDisk:
 	default:
-		v.fail("unknown file system: no mark of any was found: %w", ondisk.ErrUnsupported)
+		switch survey(v.Disk) {
+		case formats.Zero:
+		case formats.Encrypted:
+			v.fail("unknown file system: %w", formats.ErrEncrypted)
+		default:
+			v.fail("unknown file system: no mark of any was found: %w", ondisk.ErrUnsupported)
+		}
 	}
 }
 
@@ -203,16 +209,23 @@ func openSet(set []*volume, o Options) {
 	first.fs, first.trouble = fs, append(first.trouble, info.Problems...)
 }
 
-// blank tells whether a disk holds nothing but zeros, as far as that is cheap to tell.
-func blank(d formats.Disk) bool {
+// survey tells, as far as that is cheap, whether something in a disk is encrypted, or all of it is zeros, or neither.
+func survey(d formats.Disk) formats.Kind {
+	kind := formats.Zero
 	for at, tries := int64(0), 0; at < d.Size(); tries++ {
 		e, err := d.ExtentAt(at, d.Size()-at)
-		if err != nil || e.Kind != formats.Zero || tries > 1000 {
-			return false
+		if e.Kind == formats.Encrypted {
+			return e.Kind
+		}
+		if err != nil || tries > 1000 {
+			return formats.Data
+		}
+		if e.Kind != formats.Zero {
+			kind = formats.Data
 		}
 		at += e.Len
 	}
-	return true
+	return kind
 }
 
 // noFileSystem are the types of partitions that hold something else by design.
