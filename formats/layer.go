@@ -38,3 +38,14 @@ func (l *Layer) ExtentAt(off, max int64) (Extent, error) {
 	}
 	return e, err
 }
+
+// PickLayer chooses among the names that an image has for the layer below it, and others that this may have now: the
+// first whose file is the right one, by what the image knows of it. Where none is, it is the first name.
+func (o *Opener) PickLayer(of *File, names []string, right func(*File) bool) (name string, found bool) {
+	for _, n := range names {
+		if f, err := o.Source.Companion(of, n, RoleBacking); err == nil && right(f) {
+			return n, true
+		}
+	}
+	return names[0], false
+}

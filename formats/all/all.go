@@ -3,8 +3,8 @@ package all
 
 import (
 	"vmkit/formats"
-	"vmkit/formats/qcow"
 	"vmkit/formats/ova"
+	"vmkit/formats/qcow"
 	"vmkit/formats/qcow2"
 	"vmkit/formats/raw"
 	"vmkit/formats/vdi"

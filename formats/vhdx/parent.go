@@ -77,44 +77,20 @@ func (d *disk) openParent(f *formats.File, o *formats.Opener, img *formats.Image
 	if len(names) == 0 {
 		return ondisk.Corrupt("vhdx parent locator", "no name of the parent", -1, nil)
 	}
-	name, other := "", ""
-	for _, n := range names {
-		c, err := o.Source.Companion(f, n, formats.RoleBacking)
-		if err != nil {
-			continue
-		}
-		if h, _, err := readHeader(c); err == nil && links(pairs, h.DataWrite) {
-			name = n
-			break
-		}
-		if other == "" {
-			other = n
-		}
-	}
-	switch {
-	case name != "" && name != names[0]:
+	name, found := o.PickLayer(f, names, func(c *formats.File) bool {
+		h, _, err := readHeader(c)
+		return err == nil && links(pairs, h.DataWrite)
+	})
+	if name != names[0] {
 		img.Notes = append(img.Notes, fmt.Sprintf("parent %q is not there; %s, which has the identity that is wanted, was taken for it", names[0], name))
-	case name == "" && other != "":
-		name = other
-		img.Problems = append(img.Problems, ondisk.Corrupt("vhdx parent locator",
-			fmt.Sprintf("parent %s was changed since, or is another disk: its identity is not", other), -1, pairs["parent_linkage"]))
-	case name == "":
-		name = names[0]
 	}
-	parent, err := o.Backing(f, name, "vhdx", d.size)
-	if err != nil {
+	n := len(img.Files)
+	if d.parent, err = o.OpenLayer(img, f, name, "vhdx", d.size); err != nil {
 		return err
 	}
-	d.parent = parent.Disk
-	img.Files = append(img.Files, parent.Files...)
-	for _, n := range parent.Notes {
-		img.Notes = append(img.Notes, name+": "+n)
-	}
-	for _, err := range parent.Problems {
-		if !parent.Absent {
-			err = fmt.Errorf("%s: %w", name, err)
-		}
-		img.Problems = append(img.Problems, err)
+	if !found && len(img.Files) > n {
+		img.Problems = append(img.Problems, ondisk.Corrupt("vhdx parent locator",
+			fmt.Sprintf("parent %s was changed since, or is another disk: its identity is not", name), -1, pairs["parent_linkage"]))
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ type disk struct {
 	bat    region
 	chunk  int64 // payload blocks that one bitmap block tells of
 	cache  *ondisk.Cache
-	parent formats.Disk // nil: not differencing
+	parent formats.Layer
 }
 
 func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
@@ -122,14 +122,8 @@ func (d *disk) ExtentAt(off, max int64) (formats.Extent, error) {
 		e.Len = min(max, e.Len)
 	}
 	switch {
-	case below && d.parent != nil:
-		if off >= d.parent.Size() {
-			e.Kind = formats.Zero
-			return e, nil
-		}
-		e, err = d.parent.ExtentAt(off, min(e.Len, d.parent.Size()-off))
-		e.Disk = off
-		return e, err
+	case below:
+		return d.parent.ExtentAt(off, e.Len)
 	case !here:
 		e.Kind = formats.Zero
 		return e, nil

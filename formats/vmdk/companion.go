@@ -111,32 +111,29 @@ func (p *opening) openParent() error {
 	default:
 		name = d.fileName(d.parent)
 	}
-	img, err := p.o.Backing(p.f, name, "vmdk", p.disk.size)
-	if err != nil || img.Absent {
-		if found := p.findParent(name); found != "" {
-			p.note("parent %q is not there; %s, which has the CID that is wanted, was taken for it", name, found)
-			img, err = p.o.Backing(p.f, found, "vmdk", p.disk.size)
-		}
+	names := []string{name}
+	if c := p.d.parentCID; c != noParent && c != longCID && c != 0 { // else a CID proves nothing
+		names = append(names, p.parentNames(name)...)
 	}
-	if err != nil {
+	name, found := p.o.PickLayer(p.f, names, func(f *formats.File) bool {
+		cid, ok := cidOf(f)
+		return ok && cid == p.d.parentCID
+	})
+	if name != names[0] {
+		p.note("parent %q is not there; %s, which has the CID that is wanted, was taken for it", names[0], name)
+	}
+	n := len(p.img.Files)
+	var err error
+	if p.disk.parent, err = p.o.OpenLayer(p.img, p.f, name, "vmdk", p.disk.size); err != nil {
 		return err
 	}
-	p.disk.parent = img.Disk
-	p.img.Files = append(p.img.Files, img.Files...)
-	for _, n := range img.Notes {
-		p.img.Notes = append(p.img.Notes, name+": "+n)
-	}
-	for _, err := range img.Problems {
-		if !img.Absent {
-			err = fmt.Errorf("%s: %w", name, err)
-		}
-		p.img.Problems = append(p.img.Problems, err)
-	}
-	if p.img.Encryption == "" {
-		p.img.Encryption = img.Encryption
-	}
-	if !img.Absent {
-		p.checkCID(img.Files[0])
+	// VMware and QEMU refuse to read what has another CID; here it is a problem, and the bytes are offered, as with a
+	// checksum that fails.
+	if !found && len(p.img.Files) > n {
+		cid, _ := cidOf(p.img.Files[n])
+		p.img.Problems = append(p.img.Problems, ondisk.Corrupt("vmdk descriptor",
+			fmt.Sprintf("parent %s was changed after the snapshot, or is another disk: it has CID %08x, and parentCID is", name, cid), -1,
+			fmt.Sprintf("%08x", p.d.parentCID)))
 	}
 	return nil
 }
@@ -148,23 +145,8 @@ func (p *opening) orphan(what string) error {
 		return err
 	}
 	p.img.Problems = append(p.img.Problems, err)
-	p.disk.parent = formats.NewDisk(&disk{size: p.disk.size, parts: []part{{0, p.disk.size, blank(formats.Missing)}}}, p.o.Env)
+	p.disk.orphan = true
 	return nil
-}
-
-// checkCID compares the parent's content ID with the one that was noted when the snapshot was made. VMware and QEMU
-// refuse to read what has another; here it is a problem, and the bytes are offered, as with a checksum that fails.
-func (p *opening) checkCID(f *formats.File) {
-	cid, ok := cidOf(f)
-	if ok && cid == p.d.parentCID {
-		return
-	}
-	found := "no CID"
-	if ok {
-		found = fmt.Sprintf("CID %08x", cid)
-	}
-	p.img.Problems = append(p.img.Problems, ondisk.Corrupt("vmdk descriptor",
-		fmt.Sprintf("parent %s was changed after the snapshot, or is another disk: it has %s, and parentCID is", f.Path, found), -1, fmt.Sprintf("%08x", p.d.parentCID)))
 }
 
 func cidOf(f *formats.File) (cid uint32, ok bool) {
@@ -179,12 +161,8 @@ func cidOf(f *formats.File) (cid uint32, ok bool) {
 	return d.cid, d.hasCID
 }
 
-// findParent looks for a parent that is not there under its name: beside the descriptor, under a name that it may have
-// now. The CID proves it; one that proves nothing is no help.
-func (p *opening) findParent(name string) string {
-	if p.d.parentCID == noParent || p.d.parentCID == longCID || p.d.parentCID == 0 {
-		return ""
-	}
+// parentNames lists which other names a parent may have, beside the descriptor.
+func (p *opening) parentNames(name string) []string {
 	b := base(name)
 	names := []string{strings.ReplaceAll(name, `\`, "/"), b}
 	if m := snapshotRE.FindStringSubmatch(p.stem()); m != nil {
@@ -194,18 +172,5 @@ func (p *opening) findParent(name string) string {
 		}
 		names = append(names, m[1]+suffix+".vmdk")
 	}
-	hits, keys := []string(nil), []string{p.f.Key}
-	for _, g := range spellings(names, name) {
-		c, err := p.o.Source.Companion(p.f, g, formats.RoleBacking)
-		if err != nil || slices.Contains(keys, c.Key) {
-			continue
-		}
-		if cid, ok := cidOf(c); ok && cid == p.d.parentCID {
-			hits, keys = append(hits, g), append(keys, c.Key)
-		}
-	}
-	if len(hits) != 1 {
-		return ""
-	}
-	return hits[0]
+	return spellings(names, name)
 }

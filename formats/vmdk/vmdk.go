@@ -31,7 +31,8 @@ func isSparse(head []byte) bool {
 type disk struct {
 	size      int64
 	parts     []part
-	parent    formats.Disk // nil: what no part holds is zeros
+	parent    formats.Layer
+	orphan    bool // there is a parent, but it can't even be looked for
 	encrypted bool
 }
 
@@ -49,13 +50,12 @@ func (d *disk) ExtentAt(off, max int64) (formats.Extent, error) {
 		p = &d.parts[sort.Search(len(d.parts), func(i int) bool { return off < d.parts[i].end })]
 	}
 	e, err := p.layer.extentAt(off-p.start, min(max, p.end-off))
-	if e.Kind == unallocated {
-		if d.parent == nil || off >= d.parent.Size() {
-			e.Kind = formats.Zero
-		} else {
-			e, err = d.parent.ExtentAt(off, min(e.Len, d.parent.Size()-off))
-		}
-	} else if d.encrypted && (e.Kind == formats.Data || e.Kind == formats.Packed) {
+	switch {
+	case e.Kind == unallocated && d.orphan:
+		e.Kind = formats.Missing
+	case e.Kind == unallocated:
+		return d.parent.ExtentAt(off, e.Len)
+	case d.encrypted && (e.Kind == formats.Data || e.Kind == formats.Packed):
 		e = formats.Extent{Len: e.Len, Kind: formats.Encrypted}
 	}
 	e.Disk = off

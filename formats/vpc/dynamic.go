@@ -23,7 +23,7 @@ type dynamic struct {
 	table        int64 // where the BAT is
 	bitmap       int64 // bytes of one
 	cache        *ondisk.Cache
-	parent       formats.Disk // nil: a dynamic disk
+	parent       formats.Layer
 	differencing bool
 }
 
@@ -98,7 +98,7 @@ func (d *dynamic) ExtentAt(off, max int64) (formats.Extent, error) {
 			e.Len += d.block
 		}
 		e.Len = min(max, e.Len)
-		return d.below(off, e.Len)
+		return d.parent.ExtentAt(off, e.Len)
 	}
 	bitmap := int64(at) * sectorSize
 	if d.differencing {
@@ -108,7 +108,7 @@ func (d *dynamic) ExtentAt(off, max int64) (formats.Extent, error) {
 			return e, err
 		}
 		if !here {
-			return d.below(off, e.Len)
+			return d.parent.ExtentAt(off, e.Len)
 		}
 	}
 	e.Kind, e.File, e.Off = formats.Data, d.f, bitmap+d.bitmap+in
@@ -119,17 +119,6 @@ func (d *dynamic) ExtentAt(off, max int64) (formats.Extent, error) {
 		e.Len = left
 	}
 	return e, nil
-}
-
-// below is what the disk itself doesn't hold: the parent's, or zeros.
-func (d *dynamic) below(off, n int64) (e formats.Extent, err error) {
-	if d.parent != nil && off < d.parent.Size() {
-		e, err = d.parent.ExtentAt(off, min(n, d.parent.Size()-off))
-	} else {
-		e = formats.Extent{Len: n, Kind: formats.Zero}
-	}
-	e.Disk = off
-	return e, err
 }
 
 // entry gives block n's entry of the BAT.

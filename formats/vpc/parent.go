@@ -20,44 +20,21 @@ func (d *dynamic) openParent(o *formats.Opener, img *formats.Image, h *dynHeader
 	if len(names) == 0 {
 		return ondisk.Corrupt("vhd dynamic disk header", "no name of the parent", -1, nil)
 	}
-	name, other := "", ""
-	for _, n := range names {
-		f, err := o.Source.Companion(d.f, n, formats.RoleBacking)
-		if err != nil {
-			continue
-		}
-		if t, _, _, _, err := readFooter(f); err == nil && t.UUID == h.ParentUUID {
-			name = n
-			break
-		}
-		if other == "" {
-			other = n
-		}
-	}
-	switch {
-	case name != "" && name != names[0]:
+	name, found := o.PickLayer(d.f, names, func(f *formats.File) bool {
+		t, _, _, _, err := readFooter(f)
+		return err == nil && t.UUID == h.ParentUUID
+	})
+	if name != names[0] {
 		img.Notes = append(img.Notes, fmt.Sprintf("parent %q is not there; %s, which has the UUID that is wanted, was taken for it", names[0], name))
-	case name == "" && other != "":
-		name = other
-		img.Problems = append(img.Problems, ondisk.Corrupt("vhd dynamic disk header",
-			fmt.Sprintf("parent %s has another UUID than the one wanted,", other), -1, fmt.Sprintf("%x", h.ParentUUID)))
-	case name == "":
-		name = names[0]
 	}
-	parent, err := o.Backing(d.f, name, "vpc", d.size)
-	if err != nil {
+	n := len(img.Files)
+	var err error
+	if d.parent, err = o.OpenLayer(img, d.f, name, "vpc", d.size); err != nil {
 		return err
 	}
-	d.parent = parent.Disk
-	img.Files = append(img.Files, parent.Files...)
-	for _, n := range parent.Notes {
-		img.Notes = append(img.Notes, name+": "+n)
-	}
-	for _, err := range parent.Problems {
-		if !parent.Absent {
-			err = fmt.Errorf("%s: %w", name, err)
-		}
-		img.Problems = append(img.Problems, err)
+	if !found && len(img.Files) > n {
+		img.Problems = append(img.Problems, ondisk.Corrupt("vhd dynamic disk header",
+			fmt.Sprintf("parent %s has another UUID than the one wanted,", name), -1, fmt.Sprintf("%x", h.ParentUUID)))
 	}
 	return nil
 }
