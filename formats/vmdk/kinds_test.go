@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -302,4 +303,55 @@ func TestProbe(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
+}
+
+// TestMixed is a disk of extents of several kinds, which QEMU does not read.
+func TestMixed(t *testing.T) {
+	raw := read(t, content(t, t.TempDir(), 4<<20))
+	zeros := make([]byte, 3<<20)
+	want := bytes.Join([][]byte{raw[:1<<20], zeros[:512*3], raw, raw[1<<20 : 2<<20], zeros}, nil)
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "flat"), raw)
+	write(t, filepath.Join(dir, "delta"), cowd(raw, 512))
+	path := describe(t, filepath.Join(dir, "d.vmdk"), "custom", "",
+		sizeLine(1<<20, `FLAT "flat" 0`), sizeLine(512*3, `ZERO`), "RDONLY "+sizeLine(len(raw), `VMFSSPARSE "delta"`)[3:],
+		sizeLine(1<<20, `FLAT "flat" 2048`), "NOACCESS "+sizeLine(len(zeros), "ZERO")[3:])
+	formatstest.Run(t, formatstest.Case{Open: opener(path), Truth: bytes.NewReader(want), Size: int64(len(want))})
+	if img := opener(path)(t); len(img.Files) != 3 || len(img.Notes)+len(img.Problems) > 0 {
+		t.Errorf("%d files, notes %q, problems %v", len(img.Files), img.Notes, img.Problems)
+	}
+	// A sparse extent may hold the descriptor of more extents, or be nothing but a descriptor.
+	first := read(t, image(t, content(t, t.TempDir(), 4<<20), "monolithicSparse"))
+	both := bytes.Clone(first)
+	copy(both[512:], "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"custom\"\n"+
+		sizeLine(4<<20, `SPARSE "itself"`)+"\n"+sizeLine(1<<20, `FLAT "flat" 0`)+"\n\x00")
+	want = append(bytes.Clone(raw), raw[:1<<20]...)
+	write(t, path, both)
+	formatstest.Run(t, formatstest.Case{Open: opener(path), Truth: bytes.NewReader(want), Size: int64(len(want))})
+	put(both[12:], uint64(0))
+	copy(both[512:], "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"vmfs\"\n"+sizeLine(4<<20, `VMFS "flat"`)+"\n\x00")
+	write(t, path, both)
+	same(t, path, raw)
+}
+
+// TestLarge bounds what a disk of 16 TiB costs, all of whose tables are there.
+func TestLarge(t *testing.T) {
+	path := in(t, "large.vmdk")
+	formatstest.Exec(t, "qemu-img", "create", "-q", "-f", "vmdk", path, "16T")
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	img := opener(path)(t)
+	b := make([]byte, 4096)
+	for i := range int64(20000) {
+		if _, err := img.ReadAt(b, i*(16<<40/20000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if used := int64(after.HeapAlloc) - int64(before.HeapAlloc); used > 16<<20 {
+		t.Errorf("%d MiB", used>>20)
+	}
+	runtime.KeepAlive(img)
 }
