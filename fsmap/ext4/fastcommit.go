@@ -85,32 +85,38 @@ func (j *journal) fastCommits(tid uint32) error {
 	f.fast = s
 	ranges := make(map[uint32][]extent)
 	for _, t := range tags {
+		ino := le.Uint32(t.value)
+		var e error
 		switch t.tag {
 		case fcInode:
-			if e := f.fastInode(t.value); e != nil && err == nil {
-				err = e
-			}
+			e = f.fastInode(ino, t.value[4:])
 		case fcAddRange:
-			x := extent{at: uint64(le.Uint32(t.value[4:])), n: uint64(le.Uint16(t.value[8:])), kind: mapfile.Data,
-				block: uint64(le.Uint16(t.value[10:]))<<32 | uint64(le.Uint32(t.value[12:]))}
-			if x.n > exMaxInit {
-				x.n, x.kind = x.n-exMaxInit, mapfile.Unwritten
-			}
-			ino := le.Uint32(t.value)
-			ranges[ino] = append(ranges[ino], x)
+			ranges[ino] = append(ranges[ino], leaf(t.value[4:]))
 		case fcDelRange:
-			ino := le.Uint32(t.value)
 			ranges[ino] = append(ranges[ino], extent{at: uint64(le.Uint32(t.value[4:])), n: uint64(le.Uint32(t.value[8:])), kind: mapfile.Hole})
 		case fcCreat, fcLink:
 			parent, ino, name := t.name()
 			if d := s.dirs[parent]; d.names[name] == 0 {
 				d.names[name] = ino
+				if t.tag == fcLink {
+					_, e = f.fastLinks(parent, ino, 1)
+				} else if e = f.fastEmpty(ino); e == nil { // what it has from an earlier life is no more
+					_, e = f.fastLinks(parent, ino, 0)
+				}
 			}
 		case fcUnlink:
 			parent, ino, name := t.name()
 			if d := s.dirs[parent]; d.names[name] == ino {
 				d.names[name] = 0
+				var links uint16
+				if links, e = f.fastLinks(parent, ino, -1); e == nil && links == 0 {
+					delete(ranges, ino)
+					e = f.fastEmpty(ino)
+				}
 			}
+		}
+		if err == nil {
+			err = e
 		}
 	}
 	for ino, list := range ranges {
@@ -223,30 +229,75 @@ func (j *journal) fastNames(s *fastState, list []fastTag) {
 	}
 }
 
-// fastInode takes an inode as a fast commit has it. Its extents are not told there.
-func (f *fsys) fastInode(v []byte) error {
-	ino := le.Uint32(v)
+// fastRaw gives an inode that fast commits may change.
+func (f *fsys) fastRaw(ino uint32) ([]byte, error) {
+	if b := f.fast.inodes[ino]; b != nil {
+		return b, nil
+	}
 	var in inode
 	if err := f.load(ino, &in); err != nil {
-		return fmt.Errorf("ext fast commit: %w", err)
+		return nil, fmt.Errorf("ext fast commit: %w", err)
 	}
-	v = v[4:]
-	raw := in.raw
+	f.fast.inodes[ino] = in.raw
+	return in.raw, nil
+}
+
+// fastInode takes an inode as a fast commit has it. Its extents are not told there.
+func (f *fsys) fastInode(ino uint32, v []byte) error {
+	raw, err := f.fastRaw(ino)
+	if err != nil {
+		return err
+	}
 	copy(raw[:iBlock], v)
 	copy(raw[iGeneration:], v[iGeneration:])
-	root := raw[iBlock : iBlock+iBlockLen]
 	switch {
 	case le.Uint32(raw[iFlags:])&flExtents != 0:
-		if le.Uint16(root) != exMagic {
-			clear(root)
-			le.PutUint16(root, exMagic)
-			le.PutUint16(root[ehMax:], iBlockLen/exLen-1)
+		if le.Uint16(raw[iBlock:]) != exMagic {
+			return f.fastEmpty(ino)
 		}
 	case le.Uint32(raw[iFlags:])&flInlineData != 0 || le.Uint16(raw)&modeFmt != modeReg:
-		copy(root, v[iBlock:])
+		copy(raw[iBlock:iBlock+iBlockLen], v[iBlock:])
 	}
-	f.fast.inodes[ino] = raw
 	return nil
+}
+
+// fastEmpty takes the blocks from an inode.
+func (f *fsys) fastEmpty(ino uint32) error {
+	raw, err := f.fastRaw(ino)
+	if err != nil || le.Uint32(raw[iFlags:])&flInlineData != 0 || le.Uint16(raw)&modeFmt != modeReg {
+		return err
+	}
+	root := raw[iBlock : iBlock+iBlockLen]
+	clear(root)
+	if le.Uint32(raw[iFlags:])&flExtents != 0 {
+		le.PutUint16(root, exMagic)
+		le.PutUint16(root[ehMax:], iBlockLen/exLen-1)
+	}
+	return nil
+}
+
+// fastLinks counts a link of an inode more or less, or one that the inode as it came counts already. A directory's
+// parent has one more with it. A whole inode that follows says the number anew.
+func (f *fsys) fastLinks(parent, ino uint32, d int) (uint16, error) {
+	raw, err := f.fastRaw(ino)
+	if err != nil {
+		return 0, err
+	}
+	n := uint16(int(le.Uint16(raw[iLinks:])) + d)
+	le.PutUint16(raw[iLinks:], n)
+	if le.Uint16(raw)&modeFmt == modeDir {
+		if d == 0 {
+			d = 1
+		}
+		dir, err := f.fastRaw(parent)
+		if err != nil {
+			return 0, err
+		}
+		if k := le.Uint16(dir[iLinks:]); k > 1 { // one stands for too many to count
+			le.PutUint16(dir[iLinks:], uint16(int(k)+d))
+		}
+	}
+	return n, nil
 }
 
 // paint lays stretches over one another, the last on top, and gives what is seen in the end, in order.

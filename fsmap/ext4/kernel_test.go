@@ -1,12 +1,15 @@
 package ext4_test
 
 import (
+	"bytes"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"vmkit/fixtures"
 	"vmkit/fsmap"
+	"vmkit/fsmap/fsmaptest"
+	"vmkit/fsmap/mapfile"
 )
 
 // images lists the stored images of a case.
@@ -39,5 +42,71 @@ func TestKernel(t *testing.T) {
 				t.Errorf("uuid %s", info.UUID)
 			}
 		})
+	}
+}
+
+// TestJournal reads file systems that were kept while they were mounted. The kernel's account is of the state after
+// recovery.
+func TestJournal(t *testing.T) {
+	for _, name := range images(t, "ext4-journal") {
+		t.Run(name, func(t *testing.T) {
+			path := fixtures.Image(t, "ext4-journal", name+".img.zst")
+			want := fixtures.Expect(t, "ext4-journal", name+".tsv.zst")
+			tree := walk(t, path, fsmap.Options{Journal: fsmap.JournalReplay})
+			without := []int{colATime}
+			switch {
+			case name == "data" || strings.HasPrefix(name, "csum2"):
+				without = append(without, colRuns) // the kernel has put the blocks in their places
+			case strings.HasPrefix(name, "orphan"):
+				if tree.FS.Info().Extra["orphans"] != 3 {
+					t.Errorf("orphans: %v", tree.FS.Info().Extra)
+				}
+			}
+			compare(t, tree, want, without...)
+			if info := tree.FS.Info(); info.Journal != "replayed" || len(info.Problems) > 0 || len(info.Notes) > 0 {
+				t.Errorf("journal %s, problems %q, notes %q", info.Journal, info.Problems, info.Notes)
+			}
+
+			stale := walk(t, path, fsmap.Options{Journal: fsmap.JournalIgnore})
+			if info := stale.FS.Info(); info.Journal != "ignored" || len(info.Notes) == 0 {
+				t.Errorf("journal %s, notes %q", info.Journal, info.Notes)
+			}
+			if same(stale, tree) {
+				t.Error("the journal's work changes nothing: this is no test")
+			}
+			if err := openError(t, path, fsmap.Options{Journal: fsmap.JournalFail}); err == nil {
+				t.Error("a journal with work is no error")
+			}
+		})
+	}
+}
+
+// same reports whether two trees hold the same names and contents.
+func same(a, b *fsmaptest.Tree) bool {
+	for path, f := range a.Files {
+		if g := b.Files[path]; g == nil || g.SHA256 != f.SHA256 || g.Links != f.Links || len(f.Errs) > 0 {
+			return false
+		}
+	}
+	return len(a.Files) == len(b.Files)
+}
+
+// TestJournaledData looks at where blocks lie that have their content in the journal only.
+func TestJournaledData(t *testing.T) {
+	tree := walk(t, fixtures.Image(t, "ext4-journal", "data.img.zst"), fsmap.Options{})
+	magic := []byte{0xC0, 0x3B, 0x39, 0x98}
+	for path, escaped := range map[string]int{"escaped": 1, "escaped-all": 5, "escaped-short": 0, "plain": 0, "d1/f5": 1, "sparse": 2} {
+		n := 0
+		for _, r := range tree.Files[path].Runs {
+			if r.Kind == mapfile.Inline {
+				n++
+				if !bytes.HasPrefix(magic, r.Bytes) {
+					t.Errorf("%s: inline bytes %x", path, r.Bytes)
+				}
+			}
+		}
+		if n != escaped {
+			t.Errorf("%s: %d escaped blocks, should be %d", path, n, escaped)
+		}
 	}
 }

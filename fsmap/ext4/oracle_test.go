@@ -30,6 +30,22 @@ func walk(t testing.TB, path string, o fsmap.Options) *fsmaptest.Tree {
 	return fsmaptest.Walk(t, fsmaptest.Open(t, ext4.Driver, r, st.Size(), o), r, st.Size())
 }
 
+// openError opens an image and gives the error only.
+func openError(t testing.TB, path string, o fsmap.Options) error {
+	t.Helper()
+	r, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	st, err := r.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = ext4.Driver.Open(r, st.Size(), o)
+	return err
+}
+
 // The columns of a line of fixtures/ext4-manifest.py.
 const (
 	colPath = iota

@@ -234,10 +234,7 @@ func (w *walk) node(b []byte, off int64, depth int, lo, hi uint64) {
 			return
 		}
 		if deep == 0 {
-			x := extent{at: first, n: uint64(le.Uint16(e[eeLen:])), block: uint64(le.Uint32(e[eeStartLo:])) | uint64(le.Uint16(e[eeStartHi:]))<<32, kind: mapfile.Data}
-			if x.n > exMaxInit {
-				x.n, x.kind = x.n-exMaxInit, mapfile.Unwritten
-			}
+			x := leaf(e)
 			if x.n == 0 || x.n > hi-first {
 				w.lost(at, hi, ondisk.Corrupt("extent tree of "+w.in.what(), "length", off+int64(exLen*(i+1)+eeLen), x.n))
 				return
@@ -262,6 +259,16 @@ func (w *walk) node(b []byte, off int64, depth int, lo, hi uint64) {
 		}
 		at = end
 	}
+}
+
+// leaf decodes an entry of a leaf.
+func leaf(e []byte) extent {
+	x := extent{at: uint64(le.Uint32(e)), n: uint64(le.Uint16(e[eeLen:])), kind: mapfile.Data,
+		block: uint64(le.Uint16(e[eeStartHi:]))<<32 | uint64(le.Uint32(e[eeStartLo:]))}
+	if x.n > exMaxInit {
+		x.n, x.kind = x.n-exMaxInit, mapfile.Unwritten
+	}
+	return x
 }
 
 // block reads a block of the tree or the map.
