@@ -230,8 +230,8 @@ func survey(d formats.Disk) formats.Kind {
 
 // noFileSystem are the types of partitions that hold something else by design.
 var noFileSystem = map[string]bool{
-	"21686148-6449-6E6F-744E-656564454649": true, // BIOS boot
-	"E3C9E316-0B5C-4DB8-817D-F92DF00215AE": true, // Microsoft reserved
-	"9E1A2D38-C612-4316-AA26-8B49521E5A8B": true, // PowerPC PReP boot
+	"21686148-6449-6e6f-744e-656564454649": true, // BIOS boot
+	"e3c9e316-0b5c-4db8-817d-f92df00215ae": true, // Microsoft reserved
+	"9e1a2d38-c612-4316-aa26-8b49521e5a8b": true, // PowerPC PReP boot
 	"0x41":                                 true, // PReP boot
 }

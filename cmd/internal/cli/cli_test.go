@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmkit/formats"
 )
 
@@ -188,5 +190,68 @@ func TestPrintable(t *testing.T) {
 		if got := Printable(in); got != want {
 			t.Errorf("%q: %s, want %s", in, got, want)
 		}
+	}
+}
+
+// terminal gives the two ends of a pseudo-terminal.
+func terminal(t *testing.T) (ours, theirs *os.File) {
+	t.Helper()
+	ours, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no pseudo-terminal: %v", err)
+	}
+	t.Cleanup(func() { ours.Close() })
+	n, err := unix.IoctlGetInt(int(ours.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(ours.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		t.Skipf("no pseudo-terminal: %v", err)
+	}
+	theirs, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no pseudo-terminal: %v", err)
+	}
+	t.Cleanup(func() { theirs.Close() })
+	return ours, theirs
+}
+
+// TestTerminal: at a terminal there are lists for people and progress; messages don't run into the latter.
+func TestTerminal(t *testing.T) {
+	ours, theirs := terminal(t)
+	shown := make(chan string)
+	go func() {
+		var b []byte
+		buf := make([]byte, 4096)
+		for {
+			n, err := ours.Read(buf)
+			if b = append(b, buf[:n]...); err != nil || bytes.Contains(b, []byte("over")) {
+				shown <- string(b)
+				return
+			}
+		}
+	}()
+	people := map[string]bool{}
+	for _, args := range [][]string{nil, {"--json"}, {"--progress=always"}} {
+		c := New("vmtest", "")
+		c.Run = func(_ context.Context, t *Term, _ []string) error {
+			people[strings.Join(args, "")] = t.People
+			p := t.Progress("files", -1, true)
+			p.Add(7)
+			time.Sleep(400 * time.Millisecond)
+			t.Warn("odd")
+			p.Done()
+			return nil
+		}
+		if status := c.Exec(t.Context(), args, strings.NewReader(""), theirs, theirs); status != 0 {
+			t.Errorf("%v: status %d", args, status)
+		}
+	}
+	if !people[""] || people["--json"] {
+		t.Errorf("for people: %v", people)
+	}
+	fmt.Fprint(theirs, "over")
+	if s := <-shown; !strings.Contains(s, "vmtest: files") || !strings.Contains(s, "(7/-") || strings.Count(s, "\rvmtest: warning: odd\r\n") != 3 {
+		t.Errorf("shown is %q", s)
 	}
 }

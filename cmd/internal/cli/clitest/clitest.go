@@ -3,9 +3,13 @@
 package clitest
 
 import (
+	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -18,9 +22,43 @@ import (
 // Main is what TestMain calls: the scripts can then run the commands of that name.
 func Main(m *testing.M, commands map[string]func()) { testscript.Main(m, commands) }
 
-// Scripts runs the scripts of a folder. setup, where not nil, puts files into a script's folder, $WORK.
-func Scripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
-	testscript.Run(t, testscript.Params{Dir: dir, Setup: setup, RequireUniqueNames: true})
+// Scripts runs the scripts of a folder. files are put into each script's folder, under the names that they have there.
+//
+// Besides testscript's own there is the command `exits STATUS COMMAND [ARG]...`.
+func Scripts(t *testing.T, dir string, files map[string]string) {
+	testscript.Run(t, testscript.Params{
+		Dir: dir, RequireUniqueNames: true,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Setup: func(env *testscript.Env) error {
+			for name, path := range files {
+				b, err := os.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				if err := os.WriteFile(filepath.Join(env.WorkDir, name), b, 0o644); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	})
+}
+
+// exits runs a command, which has to end with the given status.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits STATUS COMMAND [ARG]...")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	status := 0
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		status = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if strconv.Itoa(status) != args[0] {
+		ts.Fatalf("%s ended with status %d, not %s", args[1], status, args[0])
+	}
 }
 
 var (
