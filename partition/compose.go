@@ -153,10 +153,10 @@ func at0(m formats.Mapper, off, max int64) (formats.Extent, error) {
 	return m.ExtentAt(off, min(max, m.Size()-off))
 }
 
-// packWindow bounds one packed extent of a volume, in bytes, and its borders lie at multiples of it: 1 MiB keeps maps
-// of encrypted disks short and what a reader holds of one extent small. Within a window an extent is as long as was
+// packWindow bounds one packed extent of a volume, in bytes, and its borders lie at multiples of it: 64 KiB keeps maps
+// of encrypted disks short, and what a reader decodes for one small file little. Within a window an extent is as long as was
 // asked for, so that small reads decode only what they need.
-const packWindow = 1 << 20
+const packWindow = 64 << 10
 
 // gather collects the extents of m from off as parts of n bytes.
 func gather(m formats.Mapper, off, n int64) ([]formats.Extent, error) {

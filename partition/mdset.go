@@ -173,11 +173,14 @@ func (set *mdSet) compose() (formats.Mapper, error) {
 		if m.err != nil {
 			set.problems = append(set.problems, m.err)
 		}
-		leg, err := m.data(set.size)
+		leg, err := set.data(m)
 		if err != nil {
 			return nil, err
 		}
 		legs[i] = leg
+		if m.recovery >= 0 && m.recovery < set.size {
+			set.notes = append(set.notes, fmt.Sprintf("member %d is rebuilt up to sector %d", i, m.recovery))
+		}
 	}
 	if set.level == 0 || set.level == mdLinear {
 		if len(lost) > 0 { // the sizes of the lost ones are not known, and so not where anything lies
@@ -249,9 +252,10 @@ func (set *mdSet) whole(n int64) int64 {
 	return n
 }
 
-// data is the part of a member that holds the array's bytes: size sectors, or all there are. What is not rebuilt yet,
-// and what the list of bad blocks names, is missing.
-func (m *mdMember) data(size int64) (formats.Mapper, error) {
+// data is the part of a member that holds the array's bytes. What is not rebuilt yet, and what the list of bad blocks
+// names, is missing.
+func (set *mdSet) data(m *mdMember) (formats.Mapper, error) {
+	size := set.size
 	if size == 0 || m.level == 0 || m.level == mdLinear {
 		size = m.dataSize
 	}
@@ -265,6 +269,9 @@ func (m *mdMember) data(size int64) (formats.Mapper, error) {
 	bad, err := m.badBlocks()
 	if err != nil {
 		return nil, err
+	}
+	if len(bad) > 0 {
+		set.notes = append(set.notes, fmt.Sprintf("member %d has bad blocks", m.role))
 	}
 	if m.recovery >= 0 && m.recovery < size {
 		bad = append(bad, [2]int64{m.recovery * 512, size * 512})

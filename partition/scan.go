@@ -145,7 +145,8 @@ func (s *scanner) table(i int, sectors []int64, prefix string) {
 		sectors = s.sectors(0)
 	}
 	t, err := readTable(v.Disk, sectors)
-	if err != nil {
+	// What is encrypted, or missing for a reason that was told, says so where it is read.
+	if err != nil && !errors.Is(err, formats.ErrEncrypted) && !(errors.Is(err, formats.ErrMissing) && len(v.Problems) > 0) {
 		v.Problems = append(v.Problems, fmt.Errorf("partition table: %w", err))
 	}
 	if t == nil {
