@@ -25,7 +25,7 @@ func (v *volume) scan() error {
 	v.inf.Notes = append(v.inf.Notes, v.dirty(one)...)
 	free, known := v.freeClusters()
 	total := int64(v.last) - dos.FirstCluster + 1
-	used := v.EntryPos(0, v.last+1)
+	used := min(v.EntryPos(0, v.last+1)+1, v.tableLen) // FAT12's last entry can end in the middle of a byte
 	if used > scanMax {
 		if known && free <= total {
 			v.inf.Used = (total - free) << v.Shift
@@ -33,16 +33,18 @@ func (v *volume) scan() error {
 		return nil
 	}
 	v.Linked, v.Merged = dos.NewBitmap(v.last), dos.NewBitmap(v.last)
+	size := min(scanPiece, used)
 	var (
-		a, b      = make([]byte, min(scanPiece, v.tableLen)), make([]byte, min(scanPiece, v.tableLen))
-		n         uint32 // of the entry
+		a, b      = make([]byte, size), make([]byte, size)
+		free0     = make([]byte, size) // entries of free clusters
+		n         = uint32(dos.FirstCluster)
 		unused    int64
 		differ    int64
 		differAt  uint32
 		spareLost error
 	)
 	for at := int64(0); at < used; at += scanPiece {
-		p := a[:min(scanPiece, v.tableLen-at)]
+		p := a[:min(scanPiece, used-at)]
 		if err := ondisk.ReadFull(v.Meta, p, v.Table+at, "fat"); err != nil {
 			v.Linked, v.Merged = nil, nil
 			return err
@@ -54,14 +56,15 @@ func (v *volume) scan() error {
 				same = bytes.Equal(p, q)
 			}
 		}
-		for i := int64(0); n <= v.last; n++ {
-			if i = v.EntryPos(-at, n); i >= int64(len(p)) {
-				break
-			}
+		end := min(v.last, v.entryAt(at+int64(len(p)))-1)
+		if same && bytes.Equal(p, free0[:len(p)]) {
+			unused += int64(end) - int64(n) + 1
+			n = end + 1
+			continue
+		}
+		for ; n <= end; n++ {
+			i := v.EntryPos(-at, n)
 			x := dos.Decode(p[i:], v.Bits, n)
-			if n < dos.FirstCluster {
-				continue
-			}
 			if !same && x != dos.Decode(q[i:], v.Bits, n) {
 				if differ++; differ == 1 {
 					differAt = n
@@ -89,6 +92,9 @@ func (v *volume) scan() error {
 	}
 	return nil
 }
+
+// entryAt gives the entry that starts at a position of the table that is one's start.
+func (v *volume) entryAt(at int64) uint32 { return uint32(at * 8 / int64(v.width)) }
 
 // freeClusters gives what FSInfo says; ok is false where it says nothing.
 func (v *volume) freeClusters() (n int64, ok bool) {

@@ -96,6 +96,22 @@ var jolietEscapes = [...]string{"%/@", "%/C", "%/E"}
 
 // System use entries (SUSP 5, RRIP 4): signature, length, version, data.
 const (
+	suCE = 'C'<<8 | 'E' // continuation area
+	suST = 'S'<<8 | 'T' // end
+	suSP = 'S'<<8 | 'P' // first of the root's entries
+	suER = 'E'<<8 | 'R' // extension in use
+	suRR = 'R'<<8 | 'R' // Rock Ridge 1.09
+	suNM = 'N'<<8 | 'M' // name
+	suPX = 'P'<<8 | 'X' // mode, links, owner
+	suPN = 'P'<<8 | 'N' // device number
+	suSL = 'S'<<8 | 'L' // symlink
+	suTF = 'T'<<8 | 'F' // times
+	suCL = 'C'<<8 | 'L' // directory that was moved away
+	suRE = 'R'<<8 | 'E' // directory that was moved here
+	suSF = 'S'<<8 | 'F' // sparse file
+	suZF = 'Z'<<8 | 'F' // zisofs
+	suZ2 = 'Z'<<8 | '2' // zisofs2, by xorriso's choice
+
 	suHead    = 4
 	maxAreas  = 32 // continuation areas of a record, as Linux
 	continues = 1  // flag of NM and SL

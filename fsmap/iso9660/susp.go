@@ -9,7 +9,7 @@ import (
 )
 
 // entries calls fn with each system use entry of a record, continuation areas included, until it returns false.
-func (v *volume) entries(rec []byte, pos int64, skip int, fn func(sig string, data []byte, pos int64) bool) error {
+func (v *volume) entries(rec []byte, pos int64, skip int, fn func(sig uint16, data []byte, pos int64) bool) error {
 	const what = "system use entry"
 	start := recName + int(rec[recNameLen])
 	start += start & 1
@@ -28,17 +28,18 @@ func (v *volume) entries(rec []byte, pos int64, skip int, fn func(sig string, da
 			if length < suHead || length > len(area) {
 				return ondisk.Corrupt(what, fmt.Sprintf("length of %q", area[:2]), pos, length)
 			}
-			if string(area[:2]) == "SL" {
+			sig := binary.BigEndian.Uint16(area)
+			if sig == suSL {
 				length = targetLen(area, length)
 			}
 			data := area[suHead:length]
-			switch sig := string(area[:2]); sig {
-			case "CE":
+			switch sig {
+			case suCE:
 				if len(data) < 24 {
 					return ondisk.Corrupt(what, "length of CE", pos, length)
 				}
 				next, offset, size = binary.LittleEndian.Uint32(data), binary.LittleEndian.Uint32(data[8:]), binary.LittleEndian.Uint32(data[16:])
-			case "ST":
+			case suST:
 				area = nil
 				continue
 			default:
@@ -75,13 +76,13 @@ func (v *volume) rockRidge() (bool, error) {
 		return false, err
 	}
 	found := false
-	err = v.entries(rec, pos, 0, func(sig string, data []byte, _ int64) bool {
+	err = v.entries(rec, pos, 0, func(sig uint16, data []byte, _ int64) bool {
 		switch sig {
-		case "SP":
+		case suSP:
 			if len(data) >= 3 && data[0] == 0xBE && data[1] == 0xEF {
 				v.skip = int(data[2])
 			}
-		case "ER", "RR", "PX": // old disks lack one or the other
+		case suER, suRR, suPX: // old disks lack one or the other
 			found = true
 		}
 		return true
@@ -110,47 +111,47 @@ type attributes struct {
 func (v *volume) rockRidgeOf(rec []byte, pos int64, a *attributes) error {
 	*a = attributes{name: a.name[:0], target: a.target[:0]}
 	var bad error
-	err := v.entries(rec, pos, v.skip, func(sig string, d []byte, pos int64) bool {
+	err := v.entries(rec, pos, v.skip, func(sig uint16, d []byte, pos int64) bool {
 		short := func(n int) bool {
 			if len(d) < n && bad == nil {
-				bad = ondisk.Corrupt("Rock Ridge entry", "length of "+sig, pos, len(d)+suHead)
+				bad = ondisk.Corrupt("Rock Ridge entry", fmt.Sprintf("length of %c%c", sig>>8, sig&0xFF), pos, len(d)+suHead)
 			}
 			return len(d) < n
 		}
 		le := binary.LittleEndian
 		switch sig {
-		case "NM":
+		case suNM:
 			if !short(1) {
 				a.addName(d)
 			}
-		case "PX":
+		case suPX:
 			if !short(32) {
 				a.hasMode, a.mode, a.links, a.uid, a.gid = true, le.Uint32(d), le.Uint32(d[8:]), le.Uint32(d[16:]), le.Uint32(d[24:])
 			}
-		case "PN":
+		case suPN:
 			if !short(16) {
 				// Some writers put the whole number into the low half.
 				if a.major, a.minor = le.Uint32(d), le.Uint32(d[8:]); a.major == 0 && a.minor > 0xFF {
 					a.major, a.minor = a.minor>>8, a.minor&0xFF
 				}
 			}
-		case "SL":
+		case suSL:
 			if !short(1) && !a.addTarget(d) && bad == nil {
 				bad = ondisk.Corrupt("Rock Ridge entry", "components of SL", pos, nil)
 			}
-		case "TF":
+		case suTF:
 			if !short(1) && !a.addTimes(d) && bad == nil {
 				bad = ondisk.Corrupt("Rock Ridge entry", "length of TF", pos, len(d)+suHead)
 			}
-		case "CL":
+		case suCL:
 			if !short(8) {
 				a.child = le.Uint32(d)
 			}
-		case "RE":
+		case suRE:
 			a.relocated = true
-		case "SF":
+		case suSF:
 			a.sparse = true
-		case "ZF", "Z2":
+		case suZF, suZ2:
 			if !short(12) {
 				a.zAlgorithm, a.zHeader, a.zLog, a.zPos = string(d[:2]), d[2], d[3], pos
 				if a.zSize = uint64(le.Uint32(d[4:])); a.zAlgorithm == "PZ" {

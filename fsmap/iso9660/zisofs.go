@@ -11,10 +11,6 @@ import (
 	"vmkit/fsmap/mapfile"
 )
 
-// maxZBlocks bounds the blocks of one zisofs file, and so the memory of its run list: 32 GiB in the smallest blocks,
-// eight times what version 1 can hold.
-const maxZBlocks = 1 << 20
-
 // stored is a file's bytes as they lie on the volume.
 type stored struct {
 	v        *volume
@@ -113,9 +109,6 @@ func (v *volume) unpacked(p *inode, r *fsmap.Runs) error {
 	most := block + (block+7)>>3 + (block+63)>>6 + 11 // of compressed bytes, as zlib bounds it
 	buf := make([]byte, min(64<<10, (blocks+1)*width))
 	for i := int64(0); i < blocks; {
-		if i >= maxZBlocks {
-			return ondisk.Unsupported(what, "more blocks than", -1, maxZBlocks)
-		}
 		// The last pointer of a piece is the first of the next.
 		piece := buf[:min(int64(len(buf)), (blocks+1-i)*width)]
 		if err := ondisk.ReadFull(s, piece, table+i*width, what); err != nil {

@@ -2,33 +2,19 @@ package dos
 
 import (
 	"fmt"
+	"math"
 
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
 )
 
-// maxFragments bounds the stretches of one file, and so the memory of its run list: no file of 4 GiB in clusters of
-// 4 KiB can have more.
-const maxFragments = 1 << 20
-
 // Chain appends to r where a file lies whose chain starts at cluster start. Bytes from valid on are unwritten. Where
 // the chain breaks, ends early or comes back to itself, the rest is missing, and the error says why. Where it meets
 // another chain all is given, with an error.
 func (h *Heap) Chain(start uint32, valid int64, r *fsmap.Runs) error {
 	f := follower{cursor: cursor{h: h}, r: r, valid: valid}
-	need := f.clusters(r.Size())
-	err := f.follow(start, need)
-	if err == nil && f.inLoop() {
-		if once := f.lead(start); once < need {
-			r.Reset(r.Size())
-			f = follower{cursor: f.cursor, r: r, valid: valid}
-			if err := f.follow(start, once); err != nil {
-				return err
-			}
-			err = ondisk.Corrupt("cluster chain", fmt.Sprintf("loop after %d clusters from cluster", once), -1, start)
-		}
-	}
+	err := f.follow(start)
 	if err == nil {
 		err = f.doubt
 	}
@@ -68,13 +54,6 @@ type follower struct {
 	r     *fsmap.Runs
 	valid int64
 	doubt error // what does not keep the content from being shown
-	last  uint32
-
-	// Brent's cycle finding over the steps backwards: a loop holds one at least, an ordinary chain few.
-	mark   uint32 // where a step led to
-	steps  int64  // since then
-	until  int64  // steps until the mark moves
-	looped bool
 }
 
 // clusters gives how many clusters n bytes take.
@@ -86,19 +65,22 @@ func (f *follower) clusters(n int64) int64 {
 	return c
 }
 
-// follow appends the first need clusters of the chain.
-func (f *follower) follow(start uint32, need int64) error {
-	first := start
-	if need > 0 && f.h.Linked.Has(start) {
+// follow appends the chain, up to the size of the file.
+func (f *follower) follow(start uint32) error {
+	total := f.clusters(f.r.Size())
+	if total > 0 && f.h.Linked.Has(start) {
 		f.cross(start)
 	}
-	for need > 0 {
+	need := total
+	// How many clusters come before one comes a second time: not looked for as long as their numbers only grow.
+	once := int64(-1)
+	for first, done := start, int64(0); done < need; {
 		if !f.h.Valid(first) {
 			return ondisk.Corrupt("directory entry", "first cluster", -1, first)
 		}
 		n, next := int64(1), uint32(0)
 		var err error
-		for n < need {
+		for done+n < need {
 			if next, err = f.next(first + uint32(n-1)); err != nil || next != first+uint32(n) {
 				break
 			}
@@ -110,64 +92,59 @@ func (f *follower) follow(start uint32, need int64) error {
 		if c, ok := f.h.Merged.First(first, uint32(n)); ok {
 			f.cross(c)
 		}
-		f.last = first + uint32(n-1)
-		switch need -= n; {
-		case need == 0:
+		last := first + uint32(n-1)
+		done += n
+		if done < need && err == nil && next != 0 && next <= last && once < 0 {
+			once = f.once(start)
+			need = min(need, once)
+		}
+		switch {
+		case done == once && done < total:
+			return ondisk.Corrupt("cluster chain", fmt.Sprintf("loop after %d clusters from cluster", once), -1, start)
+		case done >= need:
 			return nil
 		case err != nil:
 			return err
 		case next == 0:
-			return ondisk.Corrupt("cluster chain", fmt.Sprintf("end after %d of %d bytes, at cluster", f.r.Next(), f.r.Size()), -1, f.last)
-		case len(f.r.List) >= maxFragments:
-			return ondisk.Unsupported("cluster chain", "more fragments than", -1, maxFragments)
-		case next <= f.last && f.back(next):
-			f.looped = true
-			return nil
+			return ondisk.Corrupt("cluster chain", fmt.Sprintf("end after %d of %d bytes, at cluster", f.r.Next(), f.r.Size()), -1, last)
 		}
 		first = next
 	}
 	return nil
 }
 
-// back reports whether the chain is in a loop, after a step backwards to cluster n.
-func (f *follower) back(n uint32) bool {
-	if n == f.mark {
-		return true
-	}
-	if f.steps == f.until {
-		f.mark, f.steps, f.until = n, 0, 2*f.until+1
-	}
-	f.steps++
-	return false
-}
-
-// inLoop reports whether the chain that was followed up to f.last comes to no end. A file can end before a loop in its
-// chain shows.
-func (f *follower) inLoop() bool {
-	if f.looped || f.mark == 0 { // without a step backwards no cluster came twice
-		return f.looped
-	}
-	for n := f.last; ; {
+// once gives how many clusters of the chain come before one that comes a second time: Brent's cycle finding, over
+// the steps backwards, of which a loop holds one at least.
+func (f *follower) once(start uint32) int64 {
+	var mark uint32
+	steps, until := int64(0), int64(0)
+	for n := start; ; {
 		next, err := f.next(n)
 		if err != nil || next == 0 {
-			return false
+			return math.MaxInt64
 		}
-		if next <= n && f.back(next) {
-			return true
+		if next <= n {
+			if next == mark {
+				return f.lead(start, mark)
+			}
+			if steps == until {
+				mark, steps, until = next, 0, 2*until+1
+			}
+			steps++
 		}
 		n = next
 	}
 }
 
-// lead gives how many clusters come before the first that comes a second time. The chain from start runs into the loop
-// that f.mark lies on.
-func (f *follower) lead(start uint32) int64 {
+// lead gives how many clusters come before the first that comes a second time. The chain from start runs into the
+// loop that on lies on.
+func (f *follower) lead(start, on uint32) int64 {
 	step := func(n uint32) uint32 {
 		n, _ = f.next(n) // it was read before
 		return n
 	}
 	length := int64(1)
-	for n := step(f.mark); n != f.mark && n != 0; n = step(n) {
+	for n := step(on); n != on && n != 0; n = step(n) {
 		length++
 	}
 	ahead := start
