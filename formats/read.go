@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"sync"
 
@@ -124,36 +125,76 @@ func (env *Env) unpack(p *Pack) ([]byte, error) {
 // maxPart bounds the coded bytes that are read for one pack.
 const maxPart = 2 * codec.MaxFull
 
+// decode fills dst, which is as long as the pack's decoded bytes.
 func (env *Env) decode(dst []byte, p *Pack) error {
-	parts := make([][]byte, len(p.Parts))
 	var total int64
-	for i, q := range p.Parts {
-		if total += q.Len; q.Len < 0 || total > maxPart {
-			return ondisk.Corrupt("packed extent", "coded length", -1, total)
+	for _, q := range p.Parts {
+		if q.Len < 0 || q.Len > maxPart-total {
+			return ondisk.Corrupt("packed extent", "coded length", -1, q.Len)
 		}
-		parts[i] = make([]byte, q.Len)
-		if err := env.Fill(parts[i], q); err != nil {
+		total += q.Len
+	}
+	in := dst
+	if p.Codec != codec.AESXTS || total != p.Full { // which decrypts in place
+		s := scratch.Get().(*[]byte)
+		defer scratch.Put(s)
+		if int64(cap(*s)) < total {
+			*s = make([]byte, total)
+		}
+		in = (*s)[:total]
+	}
+	at := int64(0)
+	for _, q := range p.Parts {
+		if err := env.Fill(in[at:at+q.Len], q); err != nil {
 			return err
 		}
+		at += q.Len
+	}
+	if p.Codec != codec.XOR {
+		return codec.Decode(dst, p.Spec, env.keys.get, in)
+	}
+	parts := make([][]byte, len(p.Parts))
+	for i, q := range p.Parts {
+		parts[i], in = in[:q.Len], in[q.Len:]
 	}
 	return codec.Decode(dst, p.Spec, env.keys.get, parts...)
 }
 
-// packKey tells packs apart by where their first coded byte lies.
+// scratch keeps buffers for coded bytes.
+var scratch = sync.Pool{New: func() any { return new([]byte) }}
+
+// packKey tells packs apart by where all of their coded bytes lie.
 type packKey struct {
-	file  *File
-	off   int64
-	codec string
-	full  int64
+	file      *File
+	off, full int64
+	codec     string
+	rest      uint64 // hash of the parts
 }
 
-func keyOf(p *Pack) (packKey, bool) {
-	for _, q := range p.Parts {
-		if q.Kind == Data && p.Codec != codec.XOR && p.Codec != codec.AESXTS {
-			return packKey{q.File, q.Off, p.Codec, p.Full}, true
-		}
+var packSeed = maphash.MakeSeed()
+
+// keyOf gives the key of a pack; ok is false for those that are cheap to decode, or seldom wanted twice.
+func keyOf(p *Pack) (k packKey, ok bool) {
+	if p.Codec == codec.XOR || p.Codec == codec.AESXTS || len(p.Parts) == 0 {
+		return packKey{}, false
 	}
-	return packKey{}, false
+	k = packKey{file: p.Parts[0].File, off: p.Parts[0].Off, full: p.Full, codec: p.Codec}
+	for _, q := range p.Parts {
+		part := struct {
+			before         uint64
+			kind           Kind
+			file           *File
+			off, len, skip int64
+			pack           packKey
+		}{before: k.rest, kind: q.Kind, file: q.File, off: q.Off, len: q.Len, skip: q.Skip}
+		if q.Kind == Packed {
+			if part.pack, ok = keyOf(q.Pack); !ok {
+				return packKey{}, false
+			}
+		}
+		k.rest = maphash.Comparable(packSeed, part)
+	}
+	return k, true
 }
 
 // packCache keeps the decoded packs that were used last, within a number of bytes.
