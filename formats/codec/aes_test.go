@@ -9,7 +9,7 @@ import (
 	"golang.org/x/crypto/xts"
 )
 
-// TestAESXTS holds the decoder against golang.org/x/crypto/xts.
+// TestAESXTS decrypts units of every size, with both lengths of key.
 func TestAESXTS(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, keyLen := range []int{32, 64} {
