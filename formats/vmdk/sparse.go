@@ -203,8 +203,8 @@ func (x *extent) load(f *formats.File, h *hostedHeader, cache int64) error {
 	return nil
 }
 
-// inside tells whether a table lies behind the header and inside the file; the last one may be short.
-func inside(v uint32, f *formats.File) bool { return v > 0 && int64(v)*sector < f.Size }
+// inside tells whether a table lies behind header and descriptor, and inside the file; the last one may be short.
+func inside(v uint32, f *formats.File) bool { return v > 1 && int64(v)*sector < f.Size }
 
 // checkDir reports the tables that lie outside the file.
 func (x *extent) checkDir(f *formats.File, dir []uint32, off int64) {

@@ -151,7 +151,8 @@ func readDescriptor(f *formats.File) (text []byte, sparse bool, err error) {
 	if err != nil {
 		return nil, true, err
 	}
-	sparse = h.Capacity > 0 // 0: the descriptor lists other files (QEMU: vmdk_open_vmdk4)
+	// Without a capacity the descriptor lists other files (QEMU: vmdk_open_vmdk4).
+	sparse = h.Capacity > 0 || h.GDOffset == gdAtEnd
 	if h.DescOffset == 0 || h.DescSize == 0 {
 		return nil, true, nil
 	}
