@@ -35,6 +35,8 @@ type Format struct {
 	// Open reads the image's own structures. It returns an image whose Disk, Format, State, Files and so on are set;
 	// Name and Number are the Opener's. Companions are opened through o.
 	Open func(f *File, o *Opener) (*Image, error)
+	// Check reports what is wrong in the image's own structure; nil where there is none to check. See Opener.Check.
+	Check func(f *File, o *Opener, report func(Finding)) error
 }
 
 // ProbeLen is how many bytes of a file a probe sees without asking for more: 64 KiB holds every format's magic but
