@@ -64,13 +64,14 @@ type dsb struct {
 }
 
 const (
-	sbMagic   = 0x58465342 // "XFSB"
-	sbLen     = 264        // dsb
-	sbCRCOff  = 224
-	sbLSNOff  = 240
-	sbUUIDOff = 32
-	sbMetaOff = 248
-	sbVerOff  = 100
+	sbMagic       = 0x58465342 // "XFSB"
+	sbLen         = 264        // dsb
+	sbCRCOff      = 224
+	sbLSNOff      = 240
+	sbUUIDOff     = 32
+	sbMetaOff     = 248
+	sbVerOff      = 100
+	sbIncompatOff = 216
 
 	nullIno = ^uint64(0)
 )

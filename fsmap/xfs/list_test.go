@@ -138,7 +138,7 @@ func (l *lister) content(path string, n *fsmap.Node) (sha, ext string) {
 		default:
 			list = append(list, fmt.Sprintf("%d:%s:%d", x.At, x.Kind, x.Len))
 		}
-		if n.Size < 1<<34 {
+		if n.Size < 1<<32 {
 			if _, err := io.CopyN(h, src, x.Len); err != nil {
 				l.problem(path, err)
 			}
@@ -147,6 +147,9 @@ func (l *lister) content(path string, n *fsmap.Node) (sha, ext string) {
 	ext = "-"
 	if len(list) > 0 {
 		ext = strings.Join(list, ",")
+	}
+	if n.Size >= 1<<32 {
+		return "-", ext // as in list.py
 	}
 	return hex.EncodeToString(h.Sum(nil)), ext
 }

@@ -77,11 +77,11 @@ func (g *geometry) check(off int64) error {
 	version := s.VersionNum & versionNumBits
 	switch {
 	case version != 4 && version != 5:
-		return ondisk.Unsupported("xfs superblock", "version", off+100, version)
+		return ondisk.Unsupported("xfs superblock", "version", off+sbVerOff, version)
 	case version == 4 && s.VersionNum&versionDirV2 == 0:
-		return ondisk.Unsupported("xfs superblock", "directories of version 1, version bits", off+100, fmt.Sprintf("%#x", s.VersionNum))
+		return ondisk.Unsupported("xfs superblock", "directories of version 1, version bits", off+sbVerOff, fmt.Sprintf("%#x", s.VersionNum))
 	case version == 4 && s.VersionNum&^uint16(versionKnown) != 0:
-		return ondisk.Unsupported("xfs superblock", "version bits", off+100, fmt.Sprintf("%#x", s.VersionNum&^uint16(versionKnown)))
+		return ondisk.Unsupported("xfs superblock", "version bits", off+sbVerOff, fmt.Sprintf("%#x", s.VersionNum&^uint16(versionKnown)))
 	}
 	g.v5 = version == 5
 	power := func(v uint32, log uint8, lo, hi uint) bool {
@@ -121,7 +121,7 @@ func (g *geometry) check(off int64) error {
 		g.coreLen = inodeLenV2
 	} else {
 		if x := s.Incompat &^ uint32(incompatKnown); x != 0 {
-			return ondisk.Unsupported("xfs superblock", "incompatible features", off+216, bitNames(x, incompatNames))
+			return ondisk.Unsupported("xfs superblock", "incompatible features", off+sbIncompatOff, bitNames(x, incompatNames))
 		}
 		g.ftype = s.Incompat&incompatFType != 0
 		g.projID32 = true

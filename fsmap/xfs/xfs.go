@@ -92,7 +92,7 @@ func (f *fsys) describe() {
 		i.Notes = append(i.Notes, fmt.Sprintf("%d blocks lie on a realtime device, which is not read", s.RBlocks))
 	}
 	if s.Incompat&incompatNeedsRepair != 0 {
-		f.doubt(ondisk.Corrupt("xfs superblock", "needs xfs_repair: feature bit", 216, fmt.Sprintf("%#x", uint32(incompatNeedsRepair))))
+		f.doubt(ondisk.Corrupt("xfs superblock", "needs xfs_repair: feature bit", sbIncompatOff, fmt.Sprintf("%#x", uint32(incompatNeedsRepair))))
 	}
 	if i.Size > f.size {
 		f.doubt(ondisk.Truncated("xfs volume", "size", -1, fmt.Sprintf("%d of %d bytes", f.size, i.Size)))
