@@ -46,6 +46,7 @@ func TestImages(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tree := walk(t, image(t, name))
 			tree.Compare(t, fixtures.Expect(t, "fat-mtools", "tree.tsv"), 1)
+			tree.Concurrent(t)
 			if errs := tree.Errs(); len(errs) > 0 {
 				t.Error(errs)
 			}

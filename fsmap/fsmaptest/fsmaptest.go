@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"vmkit/formats/codec"
@@ -175,6 +176,41 @@ func (w *walker) runs(f *File) {
 	if w.content && f.Size <= 1<<32 {
 		f.SHA256 = sum(w.t, w.members, r.List)
 	}
+}
+
+// Concurrent asks several times at once for every inode and its runs, and compares them with what Walk found. The race
+// detector sees more.
+func (t *Tree) Concurrent(tb testing.TB) {
+	tb.Helper()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			var (
+				n fsmap.Node
+				r fsmap.Runs
+			)
+			for path, f := range t.Files {
+				n.Reset()
+				if err := t.FS.Node(fsmap.Entry{Ref: f.Ref, Aux: f.Aux, Kind: f.Kind}, &n); err != nil || n.Kind != f.Kind || n.Size != f.Size {
+					tb.Errorf("%s: %c of %d bytes, was %c of %d; %v", path, n.Kind, n.Size, f.Kind, f.Size, err)
+					continue
+				}
+				switch n.Kind {
+				case mapfile.Regular:
+					r.Reset(n.Size)
+					if err := t.FS.Runs(&n, nil, &r); err == nil {
+						r.Fill(mapfile.Hole)
+					}
+					if len(r.List) != len(f.Runs) {
+						tb.Errorf("%s: %d runs, were %d", path, len(r.List), len(f.Runs))
+					}
+				case mapfile.Directory:
+					_ = t.FS.ReadDir(&n, func(fsmap.Entry) bool { return true })
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // Sum gives the sha256 of what the runs hold, or nothing where a part of it can't be had.

@@ -59,6 +59,7 @@ func TestImages(t *testing.T) {
 			delete(tree.Files, "boot/boot.cat")
 			delete(tree.Files, "rr_moved")
 			tree.Compare(t, fixtures.Expect(t, "iso9660", test.expect+".tsv"), 0)
+			tree.Concurrent(t)
 			if errs := tree.Errs(); len(errs) > 0 {
 				t.Error(errs)
 			}

@@ -132,8 +132,7 @@ func open(r io.ReaderAt, size int64, _ fsmap.Options) (fsmap.FS, error) {
 		return nil, err
 	}
 	v := &volume{meta: ondisk.NewCache(r, size, cachePage, cacheBytes), size: size}
-	last, sessions, start := lastSession(v.meta, d)
-	d = last
+	d, sessions, start := lastSession(v.meta, d)
 	p := d.primary
 	if p.BlockSize.LE < 512 || p.BlockSize.LE > sectorLen || bits.OnesCount16(p.BlockSize.LE) != 1 {
 		return nil, ondisk.Unsupported("volume descriptor", "bytes in a block", d.at+128, p.BlockSize.LE)
@@ -152,7 +151,7 @@ func open(r io.ReaderAt, size int64, _ fsmap.Options) (fsmap.FS, error) {
 	if d.udf {
 		note("it holds UDF too, which is not read")
 	}
-	if end := start*sectorLen + v.inf.Size; start > 0 && size < end && size < v.inf.Size || start == 0 && size < end {
+	if size < v.inf.Size {
 		note("it has %d bytes of the %d that its volume descriptor says", size, v.inf.Size)
 	}
 	if p.SetSize.LE > 1 {
@@ -182,7 +181,7 @@ func (v *volume) choose(d *descriptors) error {
 	}
 	if d.joliet != nil {
 		extensions = append(extensions, fmt.Sprintf("Joliet level %d", d.level))
-		// A Rock Ridge tree that is empty beside Joliet's stands for no tree: Windows Vista's disks are so.
+		// As Linux has it, an empty Rock Ridge tree beside Joliet's stands for none.
 		if !rr || v.empty() {
 			if v.root, err = v.rootOf(d.joliet, -1); err != nil {
 				return err
