@@ -9,7 +9,7 @@ import (
 )
 
 // Format is the row of the table.
-var Format = formats.Format{Name: "vdi", Probe: probe, Open: open}
+var Format = formats.Format{Name: "vdi", Probe: probe, Open: open, Check: check}
 
 func probe(_ *formats.File, head []byte) bool {
 	return len(head) >= sectorSize && binary.LittleEndian.Uint32(head[64:]) == signature
@@ -32,24 +32,11 @@ type disk struct {
 }
 
 func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
-	var h header
-	b, err := ondisk.Read(f, 0, sectorSize, "vdi header")
+	d, h, err := read(f)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := binary.Decode(b, binary.LittleEndian, &h); err != nil {
-		return nil, err
-	}
-	if err := h.check(f); err != nil {
-		return nil, err
-	}
 	img := &formats.Image{Format: "vdi", State: formats.StateClean, Files: []*formats.File{f}}
-	d := &disk{
-		f: f, block: int64(h.BlockSize), extra: int64(h.BlockExtra), table: int64(h.BlocksOffset), data: int64(h.DataOffset),
-		// VirtualBox can make disks of odd sizes, which the guest sees as whole sectors.
-		size:  (int64(h.DiskSize) + sectorSize - 1) / sectorSize * sectorSize,
-		cache: ondisk.NewCache(f, f.Size, 16<<10, tableCache), free: formats.Zero,
-	}
 	if h.Type == typeUndo || h.Type == typeDiff || h.ParentUUID != [16]byte{} {
 		err := fmt.Errorf("vdi header: a snapshot of the image with UUID %s, whose name stands only in the settings of the machine: %w", uuid(h.ParentUUID), ondisk.ErrUnsupported)
 		if !o.AllowMissing {
@@ -59,6 +46,27 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 	}
 	img.Disk = formats.NewDisk(d, o.Env)
 	return img, nil
+}
+
+// read reads the header.
+func read(f *formats.File) (*disk, *header, error) {
+	h := new(header)
+	b, err := ondisk.Read(f, 0, sectorSize, "vdi header")
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := binary.Decode(b, binary.LittleEndian, h); err != nil {
+		return nil, nil, err
+	}
+	if err := h.check(f); err != nil {
+		return nil, nil, err
+	}
+	return &disk{
+		f: f, block: int64(h.BlockSize), extra: int64(h.BlockExtra), table: int64(h.BlocksOffset), data: int64(h.DataOffset),
+		// VirtualBox can make disks of odd sizes, which the guest sees as whole sectors.
+		size:  (int64(h.DiskSize) + sectorSize - 1) / sectorSize * sectorSize,
+		cache: ondisk.NewCache(f, f.Size, 16<<10, tableCache), free: formats.Zero,
+	}, h, nil
 }
 
 func (h *header) check(f *formats.File) error {

@@ -10,7 +10,7 @@ import (
 )
 
 // Format is the row of the table.
-var Format = formats.Format{Name: "vhdx", Probe: probe, Open: open}
+var Format = formats.Format{Name: "vhdx", Probe: probe, Open: open, Check: check}
 
 func probe(_ *formats.File, head []byte) bool { return bytes.HasPrefix(head, []byte(fileMagic)) }
 
@@ -25,18 +25,29 @@ type disk struct {
 	metadata
 	r      *replayed
 	bat    region
+	meta   region
 	chunk  int64 // payload blocks that one bitmap block tells of
 	cache  *ondisk.Cache
 	parent formats.Layer
 }
 
 func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
-	magic, err := ondisk.Read(f, 0, min(f.Size, int64(len(fileMagic))), "vhdx")
+	img, d, _, err := prepare(f, o)
 	if err != nil {
 		return nil, err
 	}
+	img.Disk = formats.NewDisk(d, o.Env)
+	return img, nil
+}
+
+// prepare opens the disk and its parent.
+func prepare(f *formats.File, o *formats.Opener) (*formats.Image, *disk, *header, error) {
+	magic, err := ondisk.Read(f, 0, min(f.Size, int64(len(fileMagic))), "vhdx")
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	if string(magic) != fileMagic {
-		return nil, &ondisk.Error{What: "vhdx", Off: 0, Err: ondisk.ErrNot}
+		return nil, nil, nil, &ondisk.Error{What: "vhdx", Off: 0, Err: ondisk.ErrNot}
 	}
 	img := &formats.Image{Format: "vhdx", State: formats.StateClean, Files: []*formats.File{f}}
 	note := func(s string) {
@@ -46,40 +57,38 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 	}
 	h, odd, err := readHeader(f)
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	note(odd)
 	d := &disk{}
 	if d.r, err = replay(f, h); err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	if d.r.seq > 0 {
 		img.State = formats.StateDirty
 		note(fmt.Sprintf("vhdx: it was not closed: %d writes of its log were replayed into memory", d.r.seq))
 	}
-	var meta region
-	if d.bat, meta, odd, err = readRegions(d.r); err != nil {
-		return nil, err
+	if d.bat, d.meta, odd, err = readRegions(d.r); err != nil {
+		return nil, nil, nil, err
 	}
 	note(odd)
-	m, err := readMetadata(d.r, meta)
+	m, err := readMetadata(d.r, d.meta)
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	d.metadata = *m
 	img.SectorSize = d.sector
 	d.chunk = chunkSectors * d.sector / d.block
 	if need := d.entries() * 8; need > d.bat.size {
-		return nil, ondisk.Corrupt("vhdx region table", "length of the BAT", -1, d.bat.size)
+		return nil, nil, nil, ondisk.Corrupt("vhdx region table", "length of the BAT", -1, d.bat.size)
 	}
 	d.cache = ondisk.NewCache(d.r, d.r.size, logSector, tableCache)
 	if d.differencing {
 		if err := d.openParent(f, o, img); err != nil {
-			return nil, err
+			return nil, nil, nil, err
 		}
 	}
-	img.Disk = formats.NewDisk(d, o.Env)
-	return img, nil
+	return img, d, h, nil
 }
 
 // entries gives how many entries of the BAT are needed (2.5): a bitmap's follows each chunk, but for the last one

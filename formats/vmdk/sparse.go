@@ -19,6 +19,20 @@ type extent struct {
 	problems []error
 	// parent is the parent that the extent itself names (COWD), or empty.
 	parent string
+
+	// What Check needs: the tables, and what lies at a place that the header tells.
+	tables *tableReader
+	fixed  []stretch
+}
+
+// stretch is a structure in the file.
+type stretch struct {
+	what      string
+	off, size int64
+}
+
+func (x *extent) put(what string, off, size int64) {
+	x.fixed = append(x.fixed, stretch{what, off, size})
 }
 
 func (x *extent) note(format string, args ...any) {
@@ -185,6 +199,14 @@ func (x *extent) load(f *formats.File, h *hostedHeader, cache int64) error {
 	case spareErr != nil:
 		x.note("%v; it is not needed", spareErr)
 	}
+	x.put("header", 0, sector)
+	x.put("descriptor", int64(h.DescOffset)*sector, int64(min(h.DescSize, maxDescriptor/sector))*sector)
+	if dirErr == nil {
+		x.put("grain directory", int64(h.GDOffset)*sector, 4*n)
+	}
+	if h.Flags&flagRedundant != 0 && spareErr == nil {
+		x.put("redundant grain directory", int64(h.RGDOffset)*sector, 4*n)
+	}
 	repaired := 0
 	for i, v := range g.dir {
 		if spare != nil && !inside(v, f) && inside(spare[i], f) {
@@ -196,8 +218,8 @@ func (x *extent) load(f *formats.File, h *hostedHeader, cache int64) error {
 	if repaired > 0 {
 		x.note("grain directory: %d of %d entries are damaged; the redundant one is used for them", repaired, n)
 	}
-	tables := g.cacheTables(spare, func(v uint32) int64 { return int64(v) * sector }, cache)
-	if repaired = tables.compare(); repaired > 0 {
+	x.tables = g.cacheTables(spare, func(v uint32) int64 { return int64(v) * sector }, cache)
+	if repaired = x.tables.compare(); repaired > 0 {
 		x.note("%d sectors of grain tables are damaged; the redundant ones are used for them", repaired)
 	}
 	return nil
@@ -253,7 +275,9 @@ func openCOWD(f *formats.File, cache int64) (*extent, error) {
 		return nil, err
 	}
 	x.checkDir(f, g.dir, int64(h.GDOffset)*sector)
-	g.cacheTables(nil, func(v uint32) int64 { return int64(v) * sector }, cache)
+	x.put("header", 0, int64(len(b)))
+	x.put("grain directory", int64(h.GDOffset)*sector, 4*n)
+	x.tables = g.cacheTables(nil, func(v uint32) int64 { return int64(v) * sector }, cache)
 	return x, nil
 }
 
@@ -294,8 +318,11 @@ func openSE(f *formats.File, cache int64) (*extent, error) {
 	if err := x.loadSE(f, &h, g); err != nil {
 		return nil, err
 	}
+	x.put("header", 0, sector)
+	x.put("volatile header", int64(h.VolatileOffset)*sector, sector)
+	x.put("grain directory", int64(h.GDOffset)*sector, 8*g.tableCount())
 	tablesAt := int64(h.GTsOffset) * sector
-	g.cacheTables(nil, func(v uint32) int64 { return tablesAt + int64(v-1)*seGrainTableSize*sector }, cache)
+	x.tables = g.cacheTables(nil, func(v uint32) int64 { return tablesAt + int64(v-1)*seGrainTableSize*sector }, cache)
 	return x, nil
 }
 

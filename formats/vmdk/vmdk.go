@@ -13,7 +13,7 @@ import (
 )
 
 // Format is the row of the table.
-var Format = formats.Format{Name: "vmdk", Probe: probe, Open: open}
+var Format = formats.Format{Name: "vmdk", Probe: probe, Open: open, Check: check}
 
 func probe(_ *formats.File, head []byte) bool {
 	return isSparse(head) || isDescriptor(head)
@@ -93,10 +93,21 @@ type opening struct {
 	self  *extent
 	disk  *disk
 	files map[string]*formats.File // that the descriptor lists, by name
-	cache int64                    // of tables, for each extent
+	// sparse are the sparse extents, for Check.
+	sparse []*extent
+	cache  int64 // of tables, for each extent
 }
 
 func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
+	p, err := prepare(f, o)
+	if err != nil {
+		return nil, err
+	}
+	return p.img, nil
+}
+
+// prepare opens the disk with all its extents and its parent.
+func prepare(f *formats.File, o *formats.Opener) (*opening, error) {
 	p := &opening{
 		f: f, o: o, disk: &disk{}, files: map[string]*formats.File{}, cache: tableCache,
 		img: &formats.Image{Format: "vmdk", State: formats.StateClean, Files: []*formats.File{f}},
@@ -117,6 +128,7 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 		if p.self, err = openSparse(f, p.cache); err != nil {
 			return nil, err
 		}
+		p.sparse = append(p.sparse, p.self)
 	}
 	if err := p.extents(); err != nil {
 		return nil, err
@@ -125,7 +137,7 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 		return nil, err
 	}
 	p.img.Disk = formats.NewDisk(p.disk, o.Env)
-	return p.img, nil
+	return p, nil
 }
 
 // readDescriptor gives the text that describes the disk, nil if there is none, and tells whether the file is a sparse
@@ -297,6 +309,7 @@ func (p *opening) extent(line extentLine) (*extent, error) {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
 	x.in(f.Path)
+	p.sparse = append(p.sparse, x)
 	return x, nil
 }
 

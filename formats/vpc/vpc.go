@@ -10,7 +10,7 @@ import (
 )
 
 // Format is the row of the table. Its name is QEMU's, which other images' headers use.
-var Format = formats.Format{Name: "vpc", Probe: probe, Open: open}
+var Format = formats.Format{Name: "vpc", Probe: probe, Open: open, Check: check}
 
 // probe looks at both ends: a fixed disk has its footer at the end only. There chance bytes must not do, so it must be
 // whole; QEMU takes such a disk for raw unless it is told.
@@ -98,9 +98,19 @@ func (t *footer) size() int64 {
 }
 
 func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
-	t, end, note, problem, err := readFooter(f)
+	img, m, err := prepare(f, o)
 	if err != nil {
 		return nil, err
+	}
+	img.Disk = formats.NewDisk(m, o.Env)
+	return img, nil
+}
+
+// prepare opens the disk and its parent.
+func prepare(f *formats.File, o *formats.Opener) (*formats.Image, formats.Mapper, error) {
+	t, end, note, problem, err := readFooter(f)
+	if err != nil {
+		return nil, nil, err
 	}
 	img := &formats.Image{Format: "vpc", State: formats.StateClean, Files: []*formats.File{f}}
 	if note != "" {
@@ -115,9 +125,9 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 	size := t.size()
 	switch {
 	case t.Version>>16 != versionMajor:
-		return nil, ondisk.Unsupported("vhd footer", "version", 12, fmt.Sprintf("%#x", t.Version))
+		return nil, nil, ondisk.Unsupported("vhd footer", "version", 12, fmt.Sprintf("%#x", t.Version))
 	case size > maxSize:
-		return nil, ondisk.Corrupt("vhd footer", "size", 48, t.Size)
+		return nil, nil, ondisk.Corrupt("vhd footer", "size", 48, t.Size)
 	}
 	var m formats.Mapper
 	switch t.Type {
@@ -128,13 +138,12 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 		m = &fixed{formats.Plain(f), size, end}
 	case typeDynamic, typeDiffering:
 		if m, err = openDynamic(f, o, img, t, size); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	default:
-		return nil, ondisk.Unsupported("vhd footer", "disk type", 60, t.Type)
+		return nil, nil, ondisk.Unsupported("vhd footer", "disk type", 60, t.Type)
 	}
-	img.Disk = formats.NewDisk(m, o.Env)
-	return img, nil
+	return img, m, nil
 }
 
 // fixed is a fixed disk: the file up to its footer.
