@@ -146,6 +146,8 @@ type Bitmap struct {
 	Granularity int64 // bytes that one bit stands for
 	InUse       bool  // not to be trusted: it was not stored when the image was last closed
 	Auto        bool  // the hypervisor goes on with it by itself
+	// Marked gives the stretches of the virtual disk that are marked, in order, until yield returns false.
+	Marked func(yield func(off, n int64) bool) error
 }
 
 // Image is an opened virtual disk.

@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -264,6 +266,49 @@ func TestBitmaps(t *testing.T) {
 	mustWrite(t, path, b)
 	if img := formatstest.Open(t, table, path, nil); !img.Bitmaps[0].InUse || !img.Bitmaps[1].InUse {
 		t.Errorf("stale bitmaps %+v", img.Bitmaps)
+	}
+}
+
+// TestBitmapMarked reads what was marked by known writes, over several clusters of the bitmap.
+func TestBitmapMarked(t *testing.T) {
+	const size, grain = 16<<20 + 512, 1024
+	path := filepath.Join(t.TempDir(), "disk.qcow2")
+	create(t, path, "qcow2", "cluster_size=512", size)
+	formatstest.Exec(t, "qemu-img", "bitmap", "--add", "-g", fmt.Sprint(grain), path, "b")
+	want := make([]bool, (size+grain-1)/grain)
+	r := rand.New(rand.NewPCG(4, 4))
+	args := []string{"-f", "qcow2", "-t", "unsafe"}
+	write := func(off, n int64) {
+		args = append(args, "-c", fmt.Sprintf("write -z %d %d", off, n))
+		for i := off / grain; i <= (off+n-1)/grain; i++ {
+			want[i] = true
+		}
+	}
+	for range 60 {
+		off := r.Int64N(size) &^ 511
+		write(off, min(512+r.Int64N(20_000)&^511, size-off))
+	}
+	write(6<<20, 5<<20) // whole clusters of ones
+	write(size-512, 512)
+	formatstest.Exec(t, "qemu-io", append(args, path)...)
+	got := make([]bool, len(want))
+	end := int64(-1)
+	err := formatstest.Open(t, table, path, nil).Bitmaps[0].Marked(func(off, n int64) bool {
+		if off <= end || n <= 0 || off%grain != 0 || off+n > size {
+			t.Errorf("stretch %d+%d after %d", off, n, end)
+		}
+		end = off + n
+		for i := off / grain; i <= (off+n-1)/grain; i++ {
+			got[i] = true
+		}
+		return true
+	})
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("the marked stretches differ, %v", err)
+	}
+	calls := 0
+	if err := formatstest.Open(t, table, path, nil).Bitmaps[0].Marked(func(int64, int64) bool { calls++; return false }); err != nil || calls != 1 {
+		t.Errorf("after false: %d calls, %v", calls, err)
 	}
 }
 

@@ -266,17 +266,15 @@ func (m *mapper) subclusters(r *run, off int64, e, bitmap uint64, at int64) {
 	r.start, r.end = start, r.start+int64(min(i+n, subclusters))*width
 }
 
-// packed reads the L2 entry of a compressed cluster. (Compressed Clusters Descriptor)
+// packed reads the L2 entry of a compressed cluster.
 func (m *mapper) packed(r *run, e uint64, at int64) {
-	x := 62 - (m.h.ClusterBits - 8)
-	host := int64(e & (1<<x - 1))
-	sectors := int64(e&(entryPacked-1)) >> x
+	host, end := m.h.packedRange(e)
 	if host&^packedOffset != 0 || m.h.external() {
 		r.fail(ondisk.Corrupt("qcow2 L2 table", "compressed cluster", at, fmt.Sprintf("%#x", e)))
 		return
 	}
-	// The end is an upper bound, in whole sectors; the last one of the file may be cut short.
-	end := min((host&^511)+(sectors+1)*512, m.file.Size)
+	// The end is an upper bound; the last sector of the file may be cut short.
+	end = min(end, m.file.Size)
 	if host >= end {
 		r.fail(ondisk.Truncated("qcow2 compressed cluster", "", host, nil))
 		return
@@ -290,4 +288,13 @@ func (m *mapper) packed(r *run, e uint64, at int64) {
 	}
 	p.Parts = p.part[:]
 	r.kind, r.pack = formats.Packed, &p.Pack
+}
+
+// packedRange gives where a compressed cluster starts, and the end of the sectors that hold it.
+// (Compressed Clusters Descriptor)
+func (h *info) packedRange(e uint64) (start, end int64) {
+	x := 62 - (h.ClusterBits - 8)
+	start = int64(e & (1<<x - 1))
+	sectors := int64(e&(entryPacked-1)) >> x
+	return start, start&^511 + (sectors+1)*512
 }

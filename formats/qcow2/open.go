@@ -9,7 +9,7 @@ import (
 )
 
 // Format is the row of the table.
-var Format = formats.Format{Name: "qcow2", Probe: probe, Open: open}
+var Format = formats.Format{Name: "qcow2", Probe: probe, Open: open, Check: check}
 
 // probe leaves version 1 to package qcow.
 func probe(_ *formats.File, head []byte) bool {
@@ -57,8 +57,12 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 		}
 	}
 	if h.bitmaps != nil {
-		if img.Bitmaps, err = readBitmaps(f, h); err != nil {
+		bitmaps, err := readBitmaps(f, h)
+		if err != nil {
 			img.Problems = append(img.Problems, err)
+		}
+		for _, b := range bitmaps {
+			img.Bitmaps = append(img.Bitmaps, b.Bitmap)
 		}
 	}
 	img.Disk = formats.NewDisk(m, o.Env)
