@@ -63,8 +63,7 @@ func (f *fsys) replay(l *xlog, st *logState) error {
 	if x := f.sb.LogIncompat &^ uint32(logIncompatKnown); x != 0 {
 		return ondisk.Unsupported("xfs superblock", "incompatible log features", 220, bitNames(x, logIncompatNames))
 	}
-	p := &replay{fsys: f, over: newOverlay(f.r, f.size, maxOverlay), cancelled: make(map[bufKey]int), reowned: make(map[uint64]bool),
-		intents: make(map[intentKey]intent), dirty: make(map[int64]bool)}
+	p := newReplay(f)
 	// Buffers that were freed must not be replayed: the first pass finds them.
 	for _, commit := range []func(*trans) error{p.findCancelled, p.apply} {
 		g := gather{open: make(map[uint32]*trans), commit: commit}
@@ -79,8 +78,14 @@ func (f *fsys) replay(l *xlog, st *logState) error {
 	if g, _, err := superblock(p.over, 0); err == nil && g.rootOK() {
 		f.geometry = g
 	}
-	f.over, f.r, f.reowned, f.intents = p.over, p.over, p.reowned, p.unfinished()
+	f.take(p)
 	return nil
+}
+
+// take makes what was replayed the volume that is read, and keeps what was left to do.
+func (f *fsys) take(p *replay) {
+	f.over, f.r, f.reowned = p.over, p.over, p.reowned
+	f.intents = p.unfinished()
 }
 
 type bufKey struct {
@@ -99,6 +104,11 @@ type replay struct {
 	seq       int
 	lsn       uint64         // of the transactions being applied
 	dirty     map[int64]bool // buffers that carry an LSN of their own, by position
+}
+
+func newReplay(f *fsys) *replay {
+	return &replay{fsys: f, over: newOverlay(f.r, f.size, maxOverlay), cancelled: make(map[bufKey]int),
+		reowned: make(map[uint64]bool), intents: make(map[intentKey]intent), dirty: make(map[int64]bool)}
 }
 
 // findCancelled counts how often each buffer is freed.

@@ -54,8 +54,7 @@ func open(r io.ReaderAt, size int64, o fsmap.Options) (fsmap.FS, error) {
 	if err := f.recover(); err != nil {
 		return nil, err
 	}
-	f.cache = ondisk.NewCache(f.r, f.size, cachePage, cacheLimit)
-	f.finishIntents()
+	f.ready()
 	f.describe()
 	var root inode
 	if err := f.load(f.sb.RootIno, &root, nil); err != nil {
@@ -65,6 +64,12 @@ func open(r io.ReaderAt, size int64, o fsmap.Options) (fsmap.FS, error) {
 		return nil, ondisk.Corrupt("xfs root directory", "mode", root.off+diMode, fmt.Sprintf("%#o", root.mode))
 	}
 	return f, nil
+}
+
+// ready prepares reading, once the log was looked at.
+func (f *fsys) ready() {
+	f.cache = ondisk.NewCache(f.r, f.size, cachePage, cacheLimit)
+	f.finishIntents()
 }
 
 // Info implements fsmap.FS.
