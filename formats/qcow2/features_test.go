@@ -185,8 +185,11 @@ func TestLUKS(t *testing.T) {
 					})
 				}
 			}
-			formatstest.Run(t, formatstest.Case{Open: open("wrong", passphrase), Truth: truth, Size: size, Env: env})
-			plain := open(passphrase)(t)
+			formatstest.Run(t, formatstest.Case{Open: open(passphrase), Truth: truth, Size: size, Env: env})
+			if name != "64k" {
+				return // unlocking takes its time
+			}
+			plain := open("wrong", passphrase)(t)
 			formatstest.Run(t, formatstest.Case{Open: open("wrong"), Truth: truth, Size: size, Gone: func(off int64) formats.Kind {
 				if e, err := plain.ExtentAt(off, 1); err != nil || e.Kind != formats.Zero {
 					return formats.Encrypted
