@@ -106,19 +106,24 @@ func (c *cow) sort() error {
 	return nil
 }
 
-// snapshotOf finds the hidden volume that makes lv, a store, a snapshot.
-func (g *lvmGroup) snapshotOf(lv *lvmLV) *lvmNode {
-	if g.stores == nil {
-		g.stores = make(map[string]*lvmNode)
-		for _, v := range g.text.node.section("logical_volumes").sections {
-			for _, s := range v.sections {
-				if s.text("type") == "snapshot" {
-					g.stores[s.text("cow_store")] = s
-				}
+// findSnapshots collects the segments that make one volume, a store, the snapshot of another. They belong to volumes
+// that exist in the text only ("snapshot0"); the snapshot that a user knows has the store's name.
+func (g *lvmGroup) findSnapshots() {
+	g.stores = make(map[string]*lvmNode)
+	for name, lv := range g.lvs {
+		for _, s := range lv.node.sections {
+			if s.text("type") != "snapshot" {
+				continue
+			}
+			lv.hidden = true
+			if store := g.lvs[s.text("cow_store")]; store != nil {
+				g.stores[store.name] = s
+				store.shown = lv.node.has("status", "VISIBLE")
+			} else if origin := g.lvs[s.text("origin")]; origin != nil && s.text("merging_store") != "" {
+				origin.problems = append(origin.problems, ondisk.Unsupported("lvm2 metadata", "a snapshot that is being merged into it", -1, name))
 			}
 		}
 	}
-	return g.stores[lv.name]
 }
 
 func (g *lvmGroup) openSnapshot(lv *lvmLV, n *lvmNode, store *joined) (formats.Mapper, []Segment, error) {

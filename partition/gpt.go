@@ -195,10 +195,19 @@ func (g *gpt) partition(e gptEntry, number int) entry {
 	}
 	v.Size = g.bytes(e.Last - e.First + 1) // of at least one sector, see table
 	v.Type = gptTypes[v.TypeID]
+	if name := gptPools[v.TypeID]; name != "" {
+		v.Problems = append(v.Problems, ondisk.Unsupported(name, "", -1, nil))
+	}
 	if e.First < g.FirstUsable || e.Last > g.LastUsable {
 		v.Notes = append(v.Notes, fmt.Sprintf("it lies outside the sectors that the table calls usable, %d to %d", g.FirstUsable, g.LastUsable))
 	}
 	return entry{Volume: v}
+}
+
+// gptPools names what spreads volumes over partitions of a type, and is not read.
+var gptPools = map[string]string{
+	"af9b60a0-1431-4f62-bc68-3311714a69ad": "Windows dynamic disk",
+	"e75caf8f-f680-4cee-afa3-b001e56efc2d": "Windows Storage Spaces",
 }
 
 // bytes turns a number of sectors into bytes; what an int64 can't hold lies past the end of every disk.

@@ -9,6 +9,7 @@ const (
 	mbrEntryOff  = 446
 	mbrActive    = 0x80 // the only value of mbrEntry.Boot besides 0
 	typeGPT      = 0xee // UEFI 2.10, 5.2.3: protective MBR
+	typeLDM      = 0x42 // Windows dynamic disk
 	typeFreeBSD  = 0xa5
 	typeOpenBSD  = 0xa6
 	typeNetBSD   = 0xa9

@@ -61,10 +61,13 @@ func readPV(d formats.Disk) (*lvmPV, error) {
 		areas() // of data: the text says it again, by extents
 		for _, a := range areas() {
 			t, err := readMDA(d, a[0], a[1])
-			switch {
-			case err != nil:
+			if err != nil {
+				if t != nil {
+					err = fmt.Errorf("%w; an older generation, %d, may be used", err, t.seqno)
+				}
 				p.problems = append(p.problems, err)
-			case t != nil && (p.group == nil || t.seqno > p.group.seqno):
+			}
+			if t != nil && (p.group == nil || t.seqno > p.group.seqno) {
 				p.group = t
 			}
 		}
@@ -73,7 +76,8 @@ func readPV(d formats.Disk) (*lvmPV, error) {
 	return nil, fmt.Errorf("lvm2 label: %w", ondisk.ErrNot)
 }
 
-// readMDA reads the text that a metadata area says is the committed one; nil without an error: the area holds none.
+// readMDA reads the text that a metadata area says is the committed one; nil without an error: the area holds none. With
+// an error may come an older text.
 func readMDA(d formats.Disk, start, size uint64) (*lvmText, error) {
 	if start > uint64(d.Size()) || size > uint64(d.Size())-start || size < 2*mdaHeaderLen {
 		return nil, ondisk.Truncated("lvm2 metadata area", "position", int64(min(start, 1<<62)), size)
@@ -111,10 +115,32 @@ func readMDA(d formats.Disk, start, size uint64) (*lvmText, error) {
 		return nil, err
 	}
 	if crc := lvmCRC(text); crc != l.CRC {
-		return nil, ondisk.Corrupt("lvm2 metadata", "checksum", at+int64(l.Offset), fmt.Sprintf("%#x", crc))
+		err := ondisk.Corrupt("lvm2 metadata", "checksum", at+int64(l.Offset), fmt.Sprintf("%#x", crc))
+		return olderText(d, at, int64(size)), err
 	}
 	return parseGroup(text)
 }
+
+// olderText looks through a ring for the newest text that can be parsed, as the one that counts is damaged. Texts start
+// at sectors, and a text that goes on behind the header is not found; nil: there is none.
+func olderText(d formats.Disk, start, size int64) *lvmText {
+	b := make([]byte, min(size, maxLVMText))
+	n, _ := d.ReadAt(b, start)
+	b = b[:n]
+	var newest *lvmText
+	for off := mdaHeaderLen; off < len(b); off += 512 {
+		if !lvmStart.Match(b[off:min(off+300, len(b))]) {
+			continue
+		}
+		if t, err := parseGroup(b[off:]); err == nil && (newest == nil || t.seqno > newest.seqno) {
+			newest = t
+		}
+	}
+	return newest
+}
+
+// lvmStart is how the text of a group begins.
+var lvmStart = regexp.MustCompile(`^[A-Za-z0-9_.+-]+ \{\s+id = "`)
 
 // parseGroup takes a text apart: its one section at the top is the group.
 func parseGroup(text []byte) (*lvmText, error) {
@@ -258,7 +284,7 @@ func (s *scanner) assembleGroup(g *lvmGroup) {
 	}
 	names := make([]string, 0, len(g.lvs))
 	for name, lv := range g.lvs {
-		if lv.node.has("status", "VISIBLE") {
+		if lv.shown || lv.node.has("status", "VISIBLE") && !lv.hidden {
 			names = append(names, name)
 		}
 	}
@@ -305,6 +331,7 @@ func (g *lvmGroup) open(s *scanner) error {
 			g.lvs[v.name] = &lvmLV{name: v.name, node: v}
 		}
 	}
+	g.findSnapshots()
 	return nil
 }
 

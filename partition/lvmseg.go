@@ -19,6 +19,8 @@ type lvmLV struct {
 	err      error
 	notes    []string
 	problems []error
+	hidden   bool // it stands for a snapshot, which has the name of its store
+	shown    bool // it is the store of a visible snapshot
 	busy     bool // being composed: a volume that leads back here is a loop
 }
 
@@ -81,7 +83,7 @@ func (g *lvmGroup) composeLV(lv *lvmLV) (formats.Mapper, []Segment, error) {
 			lv.kind = kind
 		}
 	}
-	if s := g.snapshotOf(lv); s != nil {
+	if s := g.stores[lv.name]; s != nil {
 		m, out, err := g.openSnapshot(lv, s, j)
 		return m, out, or(first, err)
 	}

@@ -101,6 +101,9 @@ func (m *mbr) table(d formats.Disk, sectors []int64, g *gpt) *table {
 		if e.Count != 0 && !extended(e.Type) && e.Type != typeGPT {
 			t.entries = append(t.entries, m.partition(e, i+1, 0, ss))
 		}
+		if b, err := ondisk.Read(d, ldmPrivOff, int64(len(ldmMagic)), "sector 6"); e.Type == typeLDM && err == nil && string(b) == ldmMagic {
+			t.problem(ondisk.Unsupported("Windows dynamic disk", "", -1, nil))
+		}
 	}
 	next := 5
 	seen := make(map[int64]bool)

@@ -3,6 +3,7 @@ package partition
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"vmkit/formats"
 	"vmkit/formats/luks"
@@ -24,7 +25,17 @@ func (s *scanner) nest() {
 			continue
 		}
 		if next == len(s.vols) {
+			s.orphans()
 			return
+		}
+	}
+}
+
+// orphans notes the physical volumes that no group names.
+func (s *scanner) orphans() {
+	for _, p := range s.pvs {
+		if !slices.ContainsFunc(s.groups(), func(g *lvmGroup) bool { return g.pvs[p.uuid] == p }) {
+			s.vols[p.vol].Notes = append(s.vols[p.vol].Notes, "no volume group names this physical volume")
 		}
 	}
 }
@@ -32,24 +43,37 @@ func (s *scanner) nest() {
 // look recognises what volume i holds, and takes it apart or registers it as a member.
 func (s *scanner) look(i int) {
 	v := &s.vols[i]
-	if v.Kind == KindGap || v.Kind == KindTable || !s.leaf[i] {
+	if v.Kind == KindGap || v.Kind == KindTable {
 		return
 	}
-	c, ok := Recognise(v.Disk, v.Size)
-	if ok && (c.What != Filesystem || c.Name == "zfs_member") {
+	if !s.leaf[i] {
+		if v.Kind == KindDisk {
+			s.firmware(v)
+		}
+		return
+	}
+	c, _ := recognise(v.Disk, v.Size, func(m *mark) bool { return v.Kind == KindDisk || !m.firmware() })
+	if c.What != Filesystem || c.Name == "zfs_member" {
 		v.Holds = c.Name
 	}
 	if v.Kind != KindDisk && v.Kind != KindPartition && v.Holds == "" {
 		s.table(i, nil, v.Name+"/")
-		v = &s.vols[i]
+		return
 	}
+	fail := func(err error) { v.Problems = append(v.Problems, err) }
 	switch v.Holds {
+	case "", "swap", "swsuspend", "jbd", "xfs_external_log":
+		return // there are no files in it
 	case "linux_raid_member", "LVM2_member", "crypto_LUKS":
+	case "BitLocker", "cs_fvault2":
+		fail(fmt.Errorf("%s: %w: %w", v.Holds, ondisk.ErrUnsupported, formats.ErrEncrypted))
+		return
 	default:
+		fail(ondisk.Unsupported(v.Holds, "", -1, nil))
 		return
 	}
 	if s.depths[i] >= maxDepth {
-		v.Problems = append(v.Problems, ondisk.Unsupported(v.Holds, "volumes in volumes, depth", -1, s.depths[i]))
+		fail(ondisk.Unsupported(v.Holds, "volumes in volumes, depth", -1, s.depths[i]))
 		return
 	}
 	switch v.Holds {
@@ -60,7 +84,7 @@ func (s *scanner) look(i int) {
 	case "LVM2_member":
 		p, err := readPV(v.Disk)
 		if err != nil {
-			v.Problems = append(v.Problems, err)
+			fail(err)
 			return
 		}
 		p.vol = i
@@ -68,6 +92,14 @@ func (s *scanner) look(i int) {
 		s.addPV(p)
 	case "crypto_LUKS":
 		s.openLUKS(i)
+	}
+}
+
+// firmware looks for the mark of a firmware's RAID on a disk with partitions.
+func (s *scanner) firmware(v *Volume) {
+	if c, ok := recognise(v.Disk, v.Size, (*mark).firmware); ok {
+		v.Holds = c.Name
+		v.Problems = append(v.Problems, ondisk.Unsupported(c.Name, "its partitions are read as if it were one of a mirror", -1, nil))
 	}
 }
 

@@ -1,8 +1,3 @@
-// Package partition finds the volumes of virtual disks: partitions, logical volumes, RAID sets, decrypted containers,
-// and the gaps and tables between them, which together cover each disk from 0 to its end.
-//
-// Every volume is a [formats.Disk] made of the ones it lies on, so that whoever reads it needs to know nothing of
-// tables, stripes or keys. It finds no file systems: those are fsmap's.
 package partition
 
 import (

@@ -31,13 +31,24 @@ type Content struct {
 // Recognise names what a volume holds, by its marks alone: for what is no file system, or one that no driver reads.
 // Members of RAID sets and the like come before file systems, as those shine through a mirror's member.
 func Recognise(r io.ReaderAt, size int64) (Content, bool) {
+	return recognise(r, size, func(m *mark) bool { return true })
+}
+
+func recognise(r io.ReaderAt, size int64, want func(*mark) bool) (Content, bool) {
 	v := &view{r: r, size: size}
 	for i := range marks {
-		if c, ok := marks[i].match(v); ok {
-			return c, true
+		if want(&marks[i]) {
+			if c, ok := marks[i].match(v); ok {
+				return c, true
+			}
 		}
 	}
 	return Content{}, false
+}
+
+// firmware is the RAID of BIOSes and host adapters: its members are whole disks, and its marks lie at their ends.
+func (m *mark) firmware() bool {
+	return m.what == RAID && (m.block < 0 && m.name != "drbd" || m.name == "promise_fasttrack_raid_member" || m.name == "hpt37x_raid_member")
 }
 
 // view is the volume that is looked at. The first bytes, where most marks lie, are read once.
