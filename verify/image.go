@@ -44,6 +44,9 @@ func newMapCheck(r *run) *mapCheck {
 func (m *mapCheck) close() { m.bytes.close() }
 
 func (m *mapCheck) image(x *mapfile.Image) error {
+	if m.Image != nil {
+		m.Image(x)
+	}
 	t := &task{}
 	for _, h := range x.Files {
 		if m.Images != "" {
@@ -148,10 +151,12 @@ func (s *summing) end(t *task) {
 		return
 	}
 	t.read++
-	if sum := hex.EncodeToString(s.hash.Sum(nil)); s.want != "" && sum != s.want {
+	if sum := s.sum(); s.want != "" && sum != s.want {
 		t.diff(s.at, Content, s.want, sum)
 	}
 }
+
+func (s *summing) sum() string { return hex.EncodeToString(s.hash.Sum(nil)) }
 
 func (m *mapCheck) file(f *mapfile.File) error {
 	m.now, m.list = *f, nil

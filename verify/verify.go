@@ -20,6 +20,8 @@ type Options struct {
 	Images   string     // look host files up in this folder by name, and nowhere else
 	AnyMTime bool       // take host files whose time of change isn't the one in the map
 	Keys     codec.Keys // gives the keys of packed extents that need one
+	// Image, where set, is told of each image, before anything of it is read.
+	Image func(*mapfile.Image)
 
 	Workers int // 0: one for each processor
 

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 
 	"vmkit/cmd/internal/cli"
 	"vmkit/extract"
-	"vmkit/formats/codec"
 	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
 )
@@ -91,8 +89,9 @@ func (o *options) open(ctx context.Context, t *cli.Term, x *extract.Options) (*i
 		if err != nil {
 			return nil, err
 		}
-		k := o.keys(t, x)
-		return &input{mapfile.NewReader(f), func() (bool, error) { return false, errors.Join(f.Close(), k.close()) }}, nil
+		keys := o.input.Keyring(t)
+		x.Keys, x.Image = keys.Get, keys.See
+		return &input{mapfile.NewReader(f), func() (bool, error) { return false, errors.Join(f.Close(), keys.Close()) }}, nil
 	}
 	images, err := o.input.Open(t, o.images)
 	if err != nil {
@@ -109,54 +108,6 @@ func (o *options) open(ctx context.Context, t *cli.Term, x *extract.Options) (*i
 		s, err := m.Close()
 		return s.Encrypted, errors.Join(err, images.Close())
 	}}, nil
-}
-
-// keyring finds the keys of a map that was read, which never holds them: the images that it names are opened for that.
-type keyring struct {
-	o      *options
-	t      *cli.Term
-	once   sync.Once
-	names  []string
-	images *cli.Images
-	keys   codec.Keys
-}
-
-// keys makes x take keys from the images of the map, where the user gave a way to open them.
-func (o *options) keys(t *cli.Term, x *extract.Options) *keyring {
-	k := &keyring{o: o, t: t}
-	if o.input.KeyFile != "" {
-		x.Keys = k.get
-		x.Image = func(m *mapfile.Image) {
-			if len(m.Files) > 0 {
-				k.names = append(k.names, m.Files[0].Path)
-			}
-		}
-	}
-	return k
-}
-
-func (k *keyring) get(id string) ([]byte, bool) {
-	k.once.Do(func() {
-		images, err := k.o.input.Open(k.t, k.names)
-		if err == nil {
-			k.images = images
-			k.keys, err = images.Keys()
-		}
-		if err != nil {
-			k.t.Warn("%v", err)
-		}
-	})
-	if k.keys == nil {
-		return nil, false
-	}
-	return k.keys(id)
-}
-
-func (k *keyring) close() error {
-	if k.images == nil {
-		return nil
-	}
-	return k.images.Close()
 }
 
 // extract runs the extraction that was asked for. What it writes to files of its own appears when it is whole.
