@@ -142,6 +142,11 @@ func TestXXHash(t *testing.T) {
 	}
 }
 
+// TestConcurrent asks from several goroutines at once.
+func TestConcurrent(t *testing.T) {
+	walk(t, fsmap.Options{Journal: fsmap.JournalReplay}, member(t, fixtures.Image(t, "btrfs", "log.img.zst"))).Concurrent(t)
+}
+
 // FuzzOpen damages a sound image at up to eight places and walks it.
 func FuzzOpen(f *testing.F) {
 	b, err := os.ReadFile(fixtures.Image(f, "btrfs", "log.img.zst"))

@@ -105,6 +105,34 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-func FuzzOpen(f *testing.F) {
-	fsmaptest.Fuzz(f, Driver, image(f))
+// FuzzBoot changes the boot sector; FuzzRecords the records from the root's on, with users' files among them.
+func FuzzBoot(f *testing.F) { fsmaptest.FuzzPart(f, Driver, image(f), 0, bootSize) }
+
+func FuzzRecords(f *testing.F) {
+	b := image(f)
+	off := int(le.Uint64(b[bootMFT:]))*1024 + recRoot*1024
+	fsmaptest.FuzzPart(f, Driver, b, off, 8<<10)
+}
+
+func FuzzUserRecords(f *testing.F) {
+	b := image(f)
+	off := int(le.Uint64(b[bootMFT:]))*1024 + 64*1024
+	fsmaptest.FuzzPart(f, Driver, b, off, 16<<10)
+}
+
+func FuzzIndex(f *testing.F) {
+	b := image(f)
+	at := bytes.Index(b, []byte("INDX"))
+	if at < 0 {
+		f.Fatal("no index block")
+	}
+	fsmaptest.FuzzPart(f, Driver, b, at, 4096)
+}
+
+// TestConcurrent asks from several goroutines at once.
+func TestConcurrent(t *testing.T) {
+	b := image(t)
+	r := bytes.NewReader(b)
+	fs := fsmaptest.Open(t, Driver, r, r.Size(), fsmap.Options{})
+	fsmaptest.Walk(t, fs, r, r.Size()).Concurrent(t)
 }

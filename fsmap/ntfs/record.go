@@ -3,10 +3,9 @@ package ntfs
 import (
 	"bytes"
 	"encoding/binary"
-	"unicode/utf16"
-	"unicode/utf8"
 
 	"vmkit/formats/ondisk"
+	"vmkit/fsmap/internal/names"
 )
 
 var le = binary.LittleEndian
@@ -197,26 +196,12 @@ func signed(b []byte) int64 {
 	return v
 }
 
-// appendUTF16 appends a UTF-16LE name as UTF-8. Unpaired surrogates, which Windows allows in names, become their
-// three-byte form (WTF-8), so that no two names fall together; the result is then not valid UTF-8.
+// appendUTF16 appends a UTF-16LE name as UTF-8.
 func appendUTF16(dst, b []byte) []byte {
-	for i := 0; i+1 < len(b); i += 2 {
-		u := rune(le.Uint16(b[i:]))
-		switch {
-		case u < 0x80:
-			dst = append(dst, byte(u))
-		case !utf16.IsSurrogate(u):
-			dst = utf8.AppendRune(dst, u)
-		default:
-			if i+3 < len(b) {
-				if r := utf16.DecodeRune(u, rune(le.Uint16(b[i+2:]))); r != utf8.RuneError {
-					dst = utf8.AppendRune(dst, r)
-					i += 2
-					continue
-				}
-			}
-			dst = append(dst, 0xE0|byte(u>>12), 0x80|byte(u>>6)&0x3F|0x80, 0x80|byte(u)&0x3F)
-		}
+	var buf [256]uint16 // names are at most 255 units; labels and targets may be longer
+	name := buf[:0]
+	for ; len(b) >= 2; b = b[2:] {
+		name = append(name, le.Uint16(b))
 	}
-	return dst
+	return names.AppendUTF16(dst, name)
 }
