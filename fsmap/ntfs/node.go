@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
+	"vmkit/fsmap/internal/names"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -245,12 +247,7 @@ func (f *fs) Node(e fsmap.Entry, n *fsmap.Node) error {
 	if e.Ref.ID < firstUser && e.Ref.ID != recRoot {
 		n.Streams = slices.DeleteFunc(n.Streams, func(s fsmap.Stream) bool { return s.Name == "$Bad" })
 	}
-	slices.SortFunc(n.Streams, func(a, b fsmap.Stream) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(n.Streams, func(a, b fsmap.Stream) int { return strings.Compare(a.Name, b.Name) })
 	return nil
 }
 
@@ -267,12 +264,12 @@ func (f *fs) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
 	}
 	root = slices.Clone(root) // an extension record that holds it may be read over
 	size := int64(le.Uint32(root[irBlockSize:]))
-	more, err := f.entries(ino, root[irHeader:], add)
-	if err != nil || !more {
-		return err
+	more, first := f.entries(ino, root[irHeader:], add)
+	if !more {
+		return first
 	}
 	if len(ino.segments(atIndexAllocation, "$I30")) == 0 {
-		return nil
+		return first
 	}
 	if size < stride || size > maxIndexBlock || size&(size-1) != 0 {
 		return ondisk.Corrupt("index root", "size of an index block", -1, size)
@@ -287,8 +284,8 @@ func (f *fs) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
 		return err
 	}
 	bitmap = slices.Clone(bitmap)
-	var first error
-	buf := make([]byte, size)
+	const maxErrs = 16
+	bad, buf := 0, make([]byte, size)
 	for i := int64(0); i < s.size/size && i/8 < int64(len(bitmap)); i++ {
 		if bitmap[i/8]>>(i%8)&1 == 0 {
 			continue
@@ -303,7 +300,7 @@ func (f *fs) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
 		}
 		if err != nil {
 			first = errors.Join(first, err) // the other blocks may be sound
-			if len(bitmap) > 1<<10 {
+			if bad++; bad >= maxErrs {
 				return first
 			}
 		}
@@ -320,6 +317,7 @@ func (f *fs) entries(ino *inode, b []byte, add func(fsmap.Entry) bool) (more boo
 	if used > int64(len(b)) || at < 16 || at > used {
 		return true, ondisk.Corrupt("index node", "bytes in use", -1, used)
 	}
+	var bad error // what doesn't keep the other entries from being read
 	for p := b[at:used]; len(p) >= ieKey; {
 		n, k := int(le.Uint16(p[ieLength:])), int(le.Uint16(p[ieKeyLen:]))
 		if le.Uint16(p[ieFlags:])&ieLast != 0 {
@@ -338,6 +336,10 @@ func (f *fs) entries(ino *inode, b []byte, add func(fsmap.Entry) bool) (more boo
 			continue // the DOS name of a file that has a long one too; the root's "."; the file system's own files
 		}
 		ino.names = appendUTF16(ino.names[:0], key[fnName:fnName+2*int(key[fnNameLen])])
+		if !names.Usable(ino.names) {
+			bad = ondisk.Corrupt("index entry", "name, shown repaired:", -1, fmt.Sprintf("%q", ino.names))
+			ino.names = names.Repair(ino.names)
+		}
 		kind := mapfile.Regular
 		switch a := le.Uint32(key[fnAttrs:]); {
 		case a&0x404 != 0: // reparse points, and Interix links, which are system files
@@ -346,8 +348,8 @@ func (f *fs) entries(ino *inode, b []byte, add func(fsmap.Entry) bool) (more boo
 			kind = mapfile.Directory
 		}
 		if !add(fsmap.Entry{Name: ino.names, Ref: fsmap.Ref{ID: no}, Kind: kind, Aux: uint64(seq)}) {
-			return false, nil
+			return false, bad
 		}
 	}
-	return true, nil
+	return true, bad
 }
