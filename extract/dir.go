@@ -65,8 +65,8 @@ type dirSink struct {
 	prefix string // dir, with a slash at its end
 	cancel context.CancelCauseFunc
 	root   *folder
-	born   unix.Timespec // what the output's file system said when the run began
-	noTmp  atomic.Bool   // it has no unnamed files
+	born   unix.StatxTimestamp // what the output's file system said when the run began
+	noTmp  atomic.Bool         // it has no unnamed files
 	tmpNo  atomic.Int64
 	umask  uint32
 
@@ -157,15 +157,15 @@ func (d *dirSink) start() error {
 }
 
 // now asks the output's file system what time it is: what it writes from now on carries no earlier one.
-func (d *dirSink) now() (unix.Timespec, error) {
+func (d *dirSink) now() (unix.StatxTimestamp, error) {
 	out, err := d.create(d.root, 0o600)
 	if err != nil {
-		return unix.Timespec{}, err
+		return unix.StatxTimestamp{}, err
 	}
 	defer out.abandon()
-	var st unix.Stat_t
-	err = unix.Fstat(out.fd, &st)
-	return st.Ctim, err
+	var st unix.Statx_t
+	err = unix.Statx(out.fd, "", unix.AT_EMPTY_PATH, unix.STATX_BTIME|unix.STATX_CTIME, &st)
+	return birth(&st), err
 }
 
 func newBatch() *batch {

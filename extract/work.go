@@ -44,6 +44,8 @@ func (d *dirSink) do(f *filler, it *item) {
 // error that it returns.
 func (d *dirSink) failed(it *item, err error) error {
 	it.res.Status, it.res.Error = statusFailed, err.Error()
+	it.res.Mode, it.res.UID, it.res.GID = mapfile.None, mapfile.None, mapfile.None // nothing was restored
+	it.res.MTime, it.res.Target, it.res.Xattrs = mapfile.Time{}, "", nil
 	if fatal(err) {
 		err = fmt.Errorf("%s: %w", it.to(d), err)
 		d.cancel(err)

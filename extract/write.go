@@ -129,12 +129,12 @@ func (d *dirSink) rename(dir int, tmp, name string) error {
 // replaceable tells whether what has the name may be overwritten: only what was there before the run, and only where
 // that was asked for. Two names of the map can be one here, where the file system doesn't tell case apart.
 func (d *dirSink) replaceable(dir int, name string) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	var st unix.Statx_t
+	if err := unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_TYPE|unix.STATX_BTIME|unix.STATX_CTIME, &st); err != nil {
 		return err
 	}
 	switch {
-	case !earlier(st.Ctim, d.born):
+	case !earlier(birth(&st), d.born):
 		return errSame
 	case !d.Force:
 		return errExists
@@ -144,7 +144,17 @@ func (d *dirSink) replaceable(dir int, name string) error {
 	return nil
 }
 
-func earlier(a, b unix.Timespec) bool { return a.Sec < b.Sec || a.Sec == b.Sec && a.Nsec < b.Nsec }
+// birth tells when a file was made, or, where the file system doesn't keep that, when it was last changed.
+func birth(st *unix.Statx_t) unix.StatxTimestamp {
+	if st.Mask&unix.STATX_BTIME != 0 {
+		return st.Btime
+	}
+	return st.Ctime
+}
+
+func earlier(a, b unix.StatxTimestamp) bool {
+	return a.Sec < b.Sec || a.Sec == b.Sec && a.Nsec < b.Nsec
+}
 
 // writing is a regular file that is being written.
 type writing struct {

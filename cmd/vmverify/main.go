@@ -51,12 +51,12 @@ Examples:
 
 // options are those of vmverify.
 type options struct {
-	input                      cli.Input
-	mapFile, against           string
-	images                     []string
-	secondReader, child        bool
-	dir, output                string
-	extra, ignoreMTime, unused bool
+	input               cli.Input
+	mapFile, against    string
+	images              []string
+	secondReader, child bool
+	dir, output         string
+	extra, ignoreMTime  bool
 }
 
 func command() *cli.Command {
