@@ -116,7 +116,9 @@ func (w *walker) walk(ctx context.Context) error {
 		}
 		w.path = append(w.path, f.name(e)...)
 		if f.next > 1 && bytes.Equal(f.name(e), f.name(&f.ents[f.next-2])) {
-			w.problem("directory entry", ondisk.Corrupt("directory", "name that occurs twice", -1, nil))
+			// A path stands for one file; which of them a guest would see is not known.
+			w.problem("directory entry", ondisk.Corrupt("directory", "name that occurs twice, left out for inode", -1, e.ref.ID))
+			continue
 		}
 		w.visit(e)
 	}

@@ -1,7 +1,6 @@
 package ondisk
 
 import (
-	"errors"
 	"io"
 	"sync"
 )
@@ -25,11 +24,16 @@ type cacheShard struct {
 	index map[int64]int // page number to slot
 }
 
+// cacheSlot holds a page, or the part of one that was wanted so far: the bytes from lo on.
 type cacheSlot struct {
 	no   int64
+	lo   int
 	b    []byte
 	used bool
 }
+
+// cachePiece is how much of a page is read at its first touch: inodes that are looked up in no order cost no more.
+const cachePiece = 4 << 10
 
 // NewCache reads r, which has size bytes, through pages of the given length in bytes and keeps at most limit bytes of
 // them (at least one page in each of 8 shards).
@@ -52,33 +56,91 @@ func (c *Cache) Page(off int64) ([]byte, error) {
 		return nil, &Error{What: "read", Off: off, Err: ErrTruncated}
 	}
 	no := off / c.page
-	s := &c.shards[no%cacheShards]
-	s.mu.Lock()
-	if i, ok := s.index[no]; ok {
-		s.slots[i].used = true
-		b := s.slots[i].b
-		s.mu.Unlock()
-		return b[off-no*c.page:], nil
+	at, n := int(off-no*c.page), int(min(c.page, c.size-no*c.page))
+	if b, _ := c.find(no, at, n-at); b != nil {
+		return b, nil
 	}
-	s.mu.Unlock()
-	b := make([]byte, min(c.page, c.size-no*c.page))
-	if err := ReadFull(c.r, b, no*c.page, "read"); err != nil {
-		return nil, err
-	}
-	s.put(no, b)
-	return b[off-no*c.page:], nil
+	return c.load(no, 0, n, at, n-at)
 }
 
-// put keeps a page in the place of one that was not used lately.
-func (s *cacheShard) put(no int64, b []byte) {
+// Slice gives n bytes at off: a piece of a shared page where they lie in one, else a copy. The caller has bounded n.
+// It must not be written to.
+func (c *Cache) Slice(off int64, n int) ([]byte, error) {
+	if off < 0 || off >= c.size || !Within(off, int64(n), c.size) {
+		return nil, &Error{What: "read", Off: off, Got: n, Err: ErrTruncated}
+	}
+	no := off / c.page
+	at, size := int(off-no*c.page), int(min(c.page, c.size-no*c.page))
+	if n > size-at {
+		b := make([]byte, n)
+		if _, err := c.ReadAt(b, off); err != nil {
+			return nil, err
+		}
+		return b, nil
+	}
+	b, known := c.find(no, at, n)
+	if b != nil {
+		return b, nil
+	}
+	lo, hi := at/cachePiece*cachePiece, min((at+n+cachePiece-1)/cachePiece*cachePiece, size)
+	// Whoever comes back to a page, or goes on from the one before, gets all of it.
+	if known || c.has(no-1) {
+		lo, hi = 0, size
+	}
+	return c.load(no, lo, hi, at, n)
+}
+
+func (c *Cache) shard(no int64) *cacheShard { return &c.shards[uint64(no)%cacheShards] }
+
+// has tells whether any part of a page is kept.
+func (c *Cache) has(no int64) bool {
+	s := c.shard(no)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.index[no]; ok {
+	_, ok := s.index[no]
+	return ok
+}
+
+// find gives n bytes at position at of a page where they are kept. known tells whether any part of the page is.
+func (c *Cache) find(no int64, at, n int) (b []byte, known bool) {
+	s := c.shard(no)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, known := s.index[no]
+	if known {
+		x := &s.slots[i]
+		x.used = true
+		if at -= x.lo; at >= 0 && at+n <= len(x.b) {
+			return x.b[at : at+n : at+n], true
+		}
+	}
+	return nil, known
+}
+
+// load reads bytes lo to hi of a page, keeps them, and gives n of them at position at.
+func (c *Cache) load(no int64, lo, hi, at, n int) ([]byte, error) {
+	b := make([]byte, hi-lo)
+	if err := ReadFull(c.r, b, no*c.page+int64(lo), "read"); err != nil {
+		return nil, err
+	}
+	c.shard(no).put(cacheSlot{no: no, lo: lo, b: b})
+	at -= lo
+	return b[at : at+n : at+n], nil
+}
+
+// put keeps a page in the place of one that was not used lately, or of the smaller part of it that was kept.
+func (s *cacheShard) put(x cacheSlot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i, ok := s.index[x.no]; ok {
+		if len(x.b) > len(s.slots[i].b) {
+			s.slots[i] = x
+		}
 		return
 	}
 	if len(s.slots) < s.limit {
-		s.index[no] = len(s.slots)
-		s.slots = append(s.slots, cacheSlot{no: no, b: b})
+		s.index[x.no] = len(s.slots)
+		s.slots = append(s.slots, x)
 		return
 	}
 	for s.slots[s.clock].used {
@@ -86,29 +148,9 @@ func (s *cacheShard) put(no int64, b []byte) {
 		s.clock = (s.clock + 1) % len(s.slots)
 	}
 	delete(s.index, s.slots[s.clock].no)
-	s.slots[s.clock] = cacheSlot{no: no, b: b}
-	s.index[no] = s.clock
+	s.slots[s.clock] = x
+	s.index[x.no] = s.clock
 	s.clock = (s.clock + 1) % len(s.slots)
-}
-
-// Slice gives n bytes at off: a piece of a shared page where they lie in one, else a copy. The caller has bounded n.
-// It must not be written to.
-func (c *Cache) Slice(off int64, n int) ([]byte, error) {
-	p, err := c.Page(off)
-	if err != nil {
-		return nil, err
-	}
-	if n <= len(p) {
-		return p[:n:n], nil
-	}
-	if !Within(off, int64(n), c.size) {
-		return nil, &Error{What: "read", Off: off, Got: n, Err: ErrTruncated}
-	}
-	b := make([]byte, n)
-	if _, err := c.ReadAt(b, off); err != nil {
-		return nil, err
-	}
-	return b, nil
 }
 
 // ReadAt implements io.ReaderAt. Reads of several pages go past the cache.
@@ -118,11 +160,12 @@ func (c *Cache) ReadAt(p []byte, off int64) (int, error) {
 	}
 	var n int
 	for n < len(p) {
-		b, err := c.Page(off + int64(n))
+		at := off + int64(n)
+		if at >= c.size && off >= 0 {
+			return n, io.EOF
+		}
+		b, err := c.Slice(at, int(min(int64(len(p)-n), c.page-at%c.page, c.size-at)))
 		if err != nil {
-			if off+int64(n) >= c.size && errors.Is(err, ErrTruncated) {
-				err = io.EOF
-			}
 			return n, err
 		}
 		n += copy(p[n:], b)
