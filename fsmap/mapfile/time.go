@@ -64,15 +64,20 @@ func appendTime(dst []byte, t Time) []byte {
 	dst = append(two(append(two(append(dst, '-'), m), '-'), d), 'T')
 	dst = two(append(two(append(two(dst, s/3600), ':'), s/60%60), ':'), s%60)
 	if ns != 0 {
-		dst = append(dst, ".000000000"...)
-		for i, v := len(dst)-1, uint32(ns); v != 0; i, v = i-1, v/10 {
-			dst[i] += byte(v % 10)
-		}
+		v := uint32(ns)
+		a, b := v/100000000, v%100000000
+		hi, lo := b/10000, b%10000
+		dst = append(dst, '.', byte('0'+a))
+		dst = two(two(dst, int64(hi/100)), int64(hi%100))
+		dst = two(two(dst, int64(lo/100)), int64(lo%100))
 	}
 	return append(dst, 'Z')
 }
 
-func two(dst []byte, v int64) []byte { return append(dst, byte('0'+v/10), byte('0'+v%10)) }
+// digits are the numbers of two digits.
+const digits = "00010203040506070809101112131415161718192021222324252627282930313233343536373839404142434445464748495051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899"
+
+func two(dst []byte, v int64) []byte { return append(dst, digits[2*v], digits[2*v+1]) }
 
 // floorDiv divides towards minus infinity; d is above 0.
 func floorDiv(n, d int64) (q, r int64) {
