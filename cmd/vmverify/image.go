@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"vmkit/cmd/internal/cli"
 	"vmkit/formats"
@@ -18,23 +19,31 @@ func (o *options) checkImages(ctx context.Context, t *cli.Term, v verify.Options
 		return s, err
 	}
 	defer images.Close()
+	report := func(f mapfile.Finding) {
+		s.Differences++
+		f.Volume = mapfile.None
+		t.Warn("%s", verify.Text(&f))
+		if v.Out != nil {
+			v.Out.Finding(&f)
+		}
+	}
 	for i, img := range images.List {
 		if err := ctx.Err(); err != nil {
 			return s, err
 		}
 		s.Checked++
-		report := func(what string) func(error) {
-			return func(err error) {
-				s.Differences++
-				f := mapfile.Finding{What: what, Volume: mapfile.None, Path: o.images[i], Expected: "sound", Found: err.Error()}
-				t.Warn("%s", verify.Text(&f))
-				if v.Out != nil {
-					v.Out.Finding(&f)
-				}
-			}
+		name := o.images[i]
+		for _, err := range img.Problems {
+			report(mapfile.Finding{What: "image", Path: name, Expected: "whole", Found: err.Error()})
 		}
-		if err := checkImage(img, images, report); err != nil {
+		if err := images.Check(name, func(f formats.Finding) { report(finding(name, f)) }); err != nil {
 			return s, err
+		}
+		err := partition.Check(img.Disk, partition.Options{Env: images.Env}, func(err error) {
+			report(mapfile.Finding{What: "partition table", Path: name, Expected: "sound", Found: err.Error()})
+		})
+		if err != nil {
+			return s, fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	if v.Out != nil {
@@ -43,9 +52,14 @@ func (o *options) checkImages(ctx context.Context, t *cli.Term, v verify.Options
 	return s, err
 }
 
-func checkImage(img *formats.Image, images *cli.Images, report func(what string) func(error)) error {
-	for _, err := range img.Problems {
-		report("image")(err)
+// finding renders what a format found.
+func finding(name string, f formats.Finding) mapfile.Finding {
+	x := mapfile.Finding{What: f.What, Path: name, Expected: f.Expected, Found: f.Found}
+	if f.File != nil {
+		x.Path = f.File.Path
 	}
-	return partition.Check(img.Disk, partition.Options{Env: images.Env}, report("partition table"))
+	if f.Off != formats.NoPos {
+		x.What = fmt.Sprintf("%s at byte %#x", f.What, f.Off)
+	}
+	return x
 }

@@ -14,6 +14,7 @@ import (
 	"vmkit/formats"
 	formatsall "vmkit/formats/all"
 	"vmkit/formats/codec"
+	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
 	fsmapall "vmkit/fsmap/all"
 	"vmkit/fsmap/mapfile"
@@ -75,6 +76,7 @@ type Images struct {
 	t       *Term
 	ask     formats.Passphrase
 	source  *formats.OSSource
+	opener  *formats.Opener
 	created mapfile.Time
 }
 
@@ -95,12 +97,12 @@ func (in *Input) Open(t *Term, names []string) (*Images, error) {
 		Env: formats.NewEnv(0), in: in, t: t, ask: ask, created: created,
 		source: &formats.OSSource{AllowDirs: in.AllowDirs, Images: in.Folder, ForceShare: in.ForceShare},
 	}
-	o := &formats.Opener{
+	im.opener = &formats.Opener{
 		Formats: formatsall.Formats, Source: im.source, Env: im.Env, AllowMissing: in.AllowMissing,
 		Snapshot: in.Snapshot, Format: in.Format, Passphrase: ask,
 	}
 	for _, name := range names {
-		img, err := o.Open(name)
+		img, err := im.opener.Open(name)
 		if err != nil {
 			im.Close()
 			return nil, err
@@ -146,6 +148,15 @@ func (in *Input) created() (mapfile.Time, error) {
 
 // Close closes all host files.
 func (im *Images) Close() error { return im.source.Close() }
+
+// Check has an image's format check its structure. A format that has none to check is sound.
+func (im *Images) Check(name string, report func(formats.Finding)) error {
+	_, err := im.opener.Check(name, report)
+	if errors.Is(err, ondisk.ErrUnsupported) {
+		return nil
+	}
+	return err
+}
 
 // Map writes the map of the images. Of c the caller sets what is to be in the map; how images are read is taken from
 // the options.
