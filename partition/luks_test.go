@@ -98,6 +98,18 @@ func TestLUKS(t *testing.T) {
 			if _, err := v.Disk.ReadAt(make([]byte, 10), 0); !errors.Is(err, formats.ErrEncrypted) {
 				t.Errorf("reading without a passphrase: %v", err)
 			}
+			if version != "luks1" {
+				b, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				clear(b[:4096])
+				v = find(t, scan(t, memory(b), Options{Passphrase: passphrase(luksPassphrase)}), "disk/luks")
+				got := make([]byte, 100)
+				if _, err := v.Disk.ReadAt(got, 1000); err != nil || !bytes.Equal(got, plain[1000:1100]) || len(v.Notes) == 0 {
+					t.Errorf("without the primary header: %v, notes %q", err, v.Notes)
+				}
+			}
 			v = find(t, scan(t, file(t, path), Options{Passphrase: passphrase("wrong")}), "disk/luks")
 			if len(v.Problems) != 1 || !errors.Is(v.Problems[0], luks.ErrPassphrase) {
 				t.Errorf("with a wrong passphrase: %v", v.Problems)

@@ -141,6 +141,8 @@ var marks = []mark{
 	{name: "vfat", what: Filesystem, min: 512, more: fatMark},
 	{name: "xenix", what: Filesystem, block: 1024, off: 1016, magic: "\x44\x55\x2b\x00"},
 	{name: "minix", what: Filesystem, min: 4096, more: minixMark},
+	// The secondary header of a LUKS2 container whose primary one is gone; a file system made over it comes first.
+	{name: "crypto_LUKS", what: Crypto, more: luks2Mark},
 }
 
 func ddfMark(_ *view, b []byte, c *Content) bool {
@@ -217,6 +219,18 @@ func lvmUUID(b []byte) string {
 func luksMark(_ *view, b []byte, c *Content) bool {
 	c.UUID = text(b[168:208])
 	return true
+}
+
+func luks2Mark(v *view, _ []byte, c *Content) bool {
+	for at := int64(16 << 10); at <= 4<<20; at *= 2 {
+		if v.has(at, "SKUL\xba\xbe\x00\x02") {
+			if b := v.at(at, blockLen); b != nil {
+				c.UUID, c.Label = text(b[168:208]), label(b[24:72])
+			}
+			return true
+		}
+	}
+	return false
 }
 
 // zfsMark wants one of the four labels: an XDR list of pairs that begins with the version of the pool or its name.

@@ -3,6 +3,7 @@ package partition
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 
 	"vmkit/formats"
@@ -141,4 +142,36 @@ func FuzzSnapshot(f *testing.F) {
 			walkExtents(t, formats.NewDisk(c, env))
 		}
 	})
+}
+
+// TestConcurrent reads the volumes of a thin pool, and a degraded array, by several readers at once.
+func TestConcurrent(t *testing.T) {
+	images := append(stored(t, "lvm", "thin"), stored(t, "md", "raid5-1.2")[1:]...)
+	for i := range images {
+		images[i] = numbered(images[i].Name, i, images[i].Disk)
+	}
+	want := make(map[string]string)
+	vols := scanAll(t, images, Options{})
+	for _, v := range vols {
+		if v.Name == "vg/t1" || v.Name == "vg/snap" || v.Kind == KindMD {
+			want[v.Name], _ = sha(v.Disk, 0, v.Size)
+		}
+	}
+	if len(want) != 3 {
+		t.Fatalf("volumes %v", want)
+	}
+	var wait sync.WaitGroup
+	for range 4 {
+		for _, v := range vols {
+			if want[v.Name] == "" {
+				continue
+			}
+			wait.Go(func() {
+				if got, err := sha(v.Disk, 0, v.Size); err != nil || got != want[v.Name] {
+					t.Errorf("%s: %s, %v", v.Name, got, err)
+				}
+			})
+		}
+	}
+	wait.Wait()
 }
