@@ -36,7 +36,10 @@ func TestStored(t *testing.T) {
 	for _, x := range stored {
 		t.Run(x.name, func(t *testing.T) {
 			img := fixtures.Image(t, x.name, "disk.img.zst")
-			before := digest(t, img)
+			var before []byte
+			if x.journal == "replayed" { // where there would be something to write
+				before = digest(t, img)
+			}
 			fs, r := openImage(t, img, fsmap.Options{Journal: fsmap.JournalReplay})
 			i := fs.Info()
 			if i.Journal != x.journal {
@@ -53,7 +56,7 @@ func TestStored(t *testing.T) {
 				t.Error("problem:", p)
 			}
 			compare(t, l.lines, fixtures.Expect(t, x.name, "expect.tsv.zst"))
-			if !bytes.Equal(before, digest(t, img)) {
+			if before != nil && !bytes.Equal(before, digest(t, img)) {
 				t.Error("the image was changed")
 			}
 		})
@@ -231,6 +234,11 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+func clearIncompat(t *testing.T, img string, bits uint32) {
+	t.Helper()
+	writeIncompat(t, img, func(x uint32) uint32 { return x &^ bits })
+}
+
 // TestRefused opens what isn't supported: named, by number.
 func TestRefused(t *testing.T) {
 	img := fixtures.Image(t, "xfs-v5", "disk.img.zst")
@@ -242,7 +250,7 @@ func TestRefused(t *testing.T) {
 		if !errors.Is(err, ondisk.ErrUnsupported) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
-		img = fixtures.Image(t, "xfs-v5", "disk.img.zst")
+		clearIncompat(t, img, bits)
 	}
 	setIncompat(t, img, incompatNeedsRepair)
 	fs, _ := openImage(t, img, fsmap.Options{})

@@ -13,7 +13,7 @@ import (
 	"vmkit/fsmap"
 )
 
-var damages = flag.Int("xfs.damages", 20, "images that TestDamageAtRandom damages of each case")
+var damages = flag.Int("xfs.damages", 8, "images that TestDamageAtRandom damages of each case")
 
 // edited is an image with sectors changed. Fuzzing changes metadata, not the empty space around it: a position counts
 // among the sectors that hold anything.

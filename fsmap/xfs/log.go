@@ -337,6 +337,9 @@ func (l *xlog) unmounted(head, last int64, h []byte) (bool, error) {
 	return op[opFlags]&opUnmount != 0, nil
 }
 
+// maxOverwritten is how many records at the tail may be written over: more than were on their way together.
+const maxOverwritten = 4 * logMaxBuffers
+
 // verify checks the records between tail and head. Those at the head that were being written when the machine stopped
 // are cut off; ones at the tail that were already being written over are left out.
 func (l *xlog) verify(s *logState, last, size int64) error {
@@ -382,7 +385,7 @@ func (l *xlog) verify(s *logState, last, size int64) error {
 	}
 	orig := s.tail
 	s.tail = tail
-	for {
+	for tries := 0; ; tries++ {
 		bad, err := l.records(s.head, s.tail, nil)
 		if err == nil {
 			break
@@ -391,7 +394,7 @@ func (l *xlog) verify(s *logState, last, size int64) error {
 		if free < 0 {
 			free += l.n
 		}
-		if bad < 0 || free > logMaxBuffers*size/sector || !errors.Is(err, ondisk.ErrCorrupt) {
+		if bad < 0 || tries == maxOverwritten || free > logMaxBuffers*size/sector || !errors.Is(err, ondisk.ErrCorrupt) {
 			return err
 		}
 		next, err2 := l.ahead(s.head, bad, 2)

@@ -101,7 +101,6 @@ const (
 
 // Inode item (struct xfs_inode_log_format); 32-bit writers leave out the padding before the number.
 const (
-	ilfSize    = 2
 	ilfFields  = 4
 	ilfIno     = 16
 	ilfRdev    = 24
@@ -171,7 +170,6 @@ const (
 	attriValLen  = 32
 	attriFilter  = 36
 	attriBytes   = 40
-	attriSet     = 1
 	attriRemove  = 2
 	attriReplace = 3
 )

@@ -8,6 +8,9 @@ import (
 	"vmkit/fsmap"
 )
 
+// maxCancelled bounds the freed buffers of a log: a bound on memory, a fifth of what the longest log could name.
+const maxCancelled = 8 << 20
+
 // maxOverlay bounds the sectors that a replay may change: half of the longest log.
 const maxOverlay = 1 << 30
 
@@ -123,6 +126,9 @@ func (p *replay) findCancelled(t *trans) error {
 		}
 		if b.flags&blfCancel != 0 {
 			p.cancelled[b.key]++
+			if len(p.cancelled) > maxCancelled {
+				return ondisk.Unsupported("xfs log", "freed buffers, more than", -1, maxCancelled)
+			}
 		}
 	}
 	return nil

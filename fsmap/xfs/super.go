@@ -35,7 +35,6 @@ type geometry struct {
 	dirSize   int // of a directory block
 	ftype     bool
 	projID32  bool
-	ascii     bool // ascii-ci names; they read like any others
 	metaUUID  [16]byte
 }
 
@@ -131,7 +130,6 @@ func (g *geometry) check(off int64) error {
 		}
 		g.coreLen = inodeLenV3
 	}
-	g.ascii = s.VersionNum&versionBorg != 0
 	g.blockSize, g.blockLog = int64(s.BlockSize), uint(s.BlockLog)
 	g.inodeSize = int(s.InodeSize)
 	g.dirSize = int(s.BlockSize) << s.DirBlkLog

@@ -66,10 +66,12 @@ func (g *gather) op(rec *record, h, data []byte) error {
 	t := g.open[tid]
 	if t == nil {
 		// The rest of a transaction whose beginning lies before the tail is passed over.
-		if flags&opStart != 0 {
-			g.open[tid] = &trans{lsn: rec.lsn, ord: rec.ord}
+		if flags&opStart == 0 {
+			return nil
 		}
-		return nil
+		t = &trans{lsn: rec.lsn, ord: rec.ord}
+		g.open[tid] = t
+		return g.hold(t, 0)
 	}
 	t.ord = rec.ord
 	flags &^= opEnd
@@ -96,9 +98,11 @@ func (g *gather) drop(tid uint32, t *trans) {
 	g.bytes -= t.bytes
 }
 
+// hold counts the memory for a piece of n bytes and what goes with it.
 func (g *gather) hold(t *trans, n int) error {
-	t.bytes += int64(n)
-	if g.bytes += int64(n); g.bytes > maxTransBytes {
+	const overhead = 128
+	t.bytes += int64(n) + overhead
+	if g.bytes += int64(n) + overhead; g.bytes > maxTransBytes {
 		return ondisk.Unsupported("xfs log", "bytes in open transactions, more than", -1, maxTransBytes)
 	}
 	return nil

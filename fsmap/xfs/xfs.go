@@ -92,6 +92,9 @@ func (f *fsys) describe() {
 	}
 	i.Root = fsmap.Ref{ID: s.RootIno}
 	i.Extra = map[string]any{"version": int(s.VersionNum & versionNumBits), "groups": int(s.AGCount), "sector_size": int(s.SectSize)}
+	if s.VersionNum&versionBorg != 0 {
+		i.Extra["names"] = "ascii case-insensitive"
+	}
 	if s.RBlocks > 0 {
 		i.Extra["realtime_blocks"] = s.RBlocks
 		i.Notes = append(i.Notes, fmt.Sprintf("%d blocks lie on a realtime device, which is not read", s.RBlocks))
