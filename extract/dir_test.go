@@ -517,6 +517,23 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// TestEndlessHole: a hole takes a guest nothing, and must not take us hours.
+func TestEndlessHole(t *testing.T) {
+	g := newGuest(t)
+	g.folder("/")
+	g.add("/a", mapfile.Regular, other(mapfile.Hole, 1<<42), g.at([]byte("end")))
+	g.text("/b", "after")
+	o := g.extract(Options{})
+	if r := o.results["/a"]; r.SHA256 != "" || r.Status == "ok" && !strings.Contains(r.Error, noSum) {
+		t.Errorf("%+v", r)
+	}
+	o.want(t, "/b", "ok", "", "after")
+	o, _ = g.tar(Options{})
+	if r := o.results["/a"]; r.Status != "ok" || r.SHA256 != "" || !strings.Contains(r.Error, noSum) {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestStreams(t *testing.T) {
 	g := newGuest(t)
 	g.folder("/")

@@ -32,7 +32,32 @@ type filler struct {
 
 	write func(at int64, p []byte) error
 	gaps  gaps
+	sums  budget
 }
+
+// budget bounds the zeros that are hashed for the holes of one file: a guest can make holes of any length for nothing.
+type budget struct {
+	data, holes int64
+	spent       bool
+}
+
+// maxHoles is how many bytes of holes are hashed in any file; of one with data it's more.
+const (
+	maxHoles     = 8 << 30
+	holesPerData = 16
+)
+
+// hole tells whether n more bytes of a hole may be hashed.
+func (b *budget) hole(n int64) bool {
+	if b.spent || n > maxHoles && n/holesPerData > b.data {
+		b.spent = true
+	} else if b.holes += n; b.holes > maxHoles && b.holes/holesPerData > b.data {
+		b.spent = true
+	}
+	return !b.spent
+}
+
+const noSum = "sha256 left out: the file is nearly all holes"
 
 func newFiller(src *source) *filler {
 	f := &filler{src: src, buf: make([]byte, 0, bufSize), hash: sha256.New(), work: make(chan []byte), done: make(chan struct{})}
@@ -51,7 +76,7 @@ func (f *filler) close() { close(f.work) }
 func (f *filler) begin(write func(at int64, p []byte) error) {
 	f.buf, f.at, f.write = f.buf[:0], 0, write
 	f.hash.Reset()
-	f.gaps = gaps{list: f.gaps.list[:0]}
+	f.gaps, f.sums = gaps{list: f.gaps.list[:0]}, budget{}
 }
 
 // add goes on with extents. An error is one of writing; what can't be read becomes a gap.
@@ -155,7 +180,10 @@ func (f *filler) hole(n int64) error {
 		return err
 	}
 	f.at += n
-	for n > 0 && !f.gaps.any() {
+	if f.gaps.any() || !f.sums.hole(n) {
+		return nil
+	}
+	for n > 0 {
 		k := min(n, int64(len(zeros)))
 		f.hash.Write(zeros[:k])
 		n -= k
@@ -180,7 +208,8 @@ func (f *filler) flush() error {
 		return nil
 	}
 	f.buf, f.at = f.buf[:0], f.at+int64(len(p))
-	if f.gaps.any() {
+	f.sums.data += int64(len(p))
+	if f.gaps.any() || f.sums.spent {
 		return f.write(at, p) // a file with gaps has no sum
 	}
 	if len(p) < 64<<10 {

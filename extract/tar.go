@@ -62,6 +62,7 @@ type tarSink struct {
 	at   int64    // up to where it is hashed
 	pos  int64    // and written, holes left out
 	todo []stretch
+	sums budget
 	head []byte
 }
 
@@ -320,7 +321,7 @@ func (t *tarSink) member(x *tarFile) error {
 	if x.rec.Kind != mapfile.Regular {
 		return t.finish(x, nil)
 	}
-	t.now, t.at, t.pos = x, 0, 0
+	t.now, t.at, t.pos, t.sums = x, 0, 0, budget{}
 	t.hash.Reset()
 	if len(x.data) > 0 && x.piece == nil {
 		return nil // the data follow
@@ -427,6 +428,7 @@ func (t *tarSink) runs(p *piece, sum bool) error {
 		if sum && t.Results != nil && !t.now.gaps.any() {
 			t.hole(e.At)
 			t.hash.Write(b)
+			t.sums.data += e.Len
 			t.at = e.At + e.Len
 		}
 		if err := t.zeros(e.At); err != nil {
@@ -461,6 +463,10 @@ func (t *tarSink) zeros(to int64) error {
 
 // hole hashes zeros up to a position.
 func (t *tarSink) hole(to int64) {
+	if t.at < to && !t.sums.hole(to-t.at) {
+		t.at = to
+		return
+	}
 	for t.at < to {
 		n := min(to-t.at, int64(len(zeros)))
 		t.hash.Write(zeros[:n])
@@ -477,8 +483,11 @@ func (t *tarSink) last(x *tarFile) error {
 		return err
 	}
 	if x.res.SHA256 == "" && t.Results != nil && !x.gaps.any() {
-		t.hole(x.rec.Size)
-		x.res.SHA256 = hex.EncodeToString(t.hash.Sum(nil))
+		if t.hole(x.rec.Size); t.sums.spent {
+			remark(&x.res, noSum)
+		} else {
+			x.res.SHA256 = hex.EncodeToString(t.hash.Sum(nil))
+		}
 	}
 	return t.finish(x, nil)
 }

@@ -234,7 +234,12 @@ func (d *dirSink) complete(f *filler, w *writing) error {
 		it.res.Status = statusPartial
 		return nil
 	}
-	it.res.Status, it.res.SHA256, it.res.Error = statusOK, f.sha256(), note
+	it.res.Status, it.res.Error = statusOK, note
+	if f.sums.spent {
+		remark(&it.res, noSum)
+	} else {
+		it.res.SHA256 = f.sha256()
+	}
 	return nil
 }
 

@@ -390,6 +390,9 @@ func (s *second) content(o *other, t *task, at mapfile.Finding, e replyEntry, mi
 			t.problems = got.problems
 			return nil
 		}
+		if x.hollow {
+			return s.remark("", f.Path, "nearly all holes: not read")
+		}
 		*mine = x.sum()
 	}
 	t.bytes += f.Size
