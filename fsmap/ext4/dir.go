@@ -8,7 +8,8 @@ import (
 	"vmkit/fsmap/mapfile"
 )
 
-// dirChunk is how much of a directory is read at once: a multiple of every block size.
+// dirChunk is how much of a directory is read at once: a multiple of every block size. What is no longer than a page is
+// read through the cache, for small directories lie side by side.
 const dirChunk = 256 << 10
 
 // scratch is what reading an inode's content needs. It is kept for reuse.
@@ -67,6 +68,21 @@ func (f *fsys) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
 	return l.err
 }
 
+// names gives the names of a directory, as far as they can be read: what is wrong will be told to who reads it again.
+func (f *fsys) names(ino uint32, each func(fsmap.Entry)) {
+	var n fsmap.Node
+	n.Reset()
+	if f.Node(fsmap.Entry{Ref: fsmap.Ref{ID: uint64(ino)}}, &n) != nil || n.Kind != mapfile.Directory {
+		return
+	}
+	f.ReadDir(&n, func(e fsmap.Entry) bool {
+		each(e)
+		return true
+	})
+}
+
+func (l *listing) what() string { return "directory " + l.in.what() }
+
 func (l *listing) bad(err error) {
 	if l.errs++; l.err == nil {
 		l.err = err
@@ -95,7 +111,7 @@ func (l *listing) read() {
 				return
 			}
 		case mapfile.Hole, mapfile.Unwritten:
-			l.bad(ondisk.Corrupt("directory "+l.in.what(), x.Kind.String()+" at position", -1, x.At))
+			l.bad(ondisk.Corrupt(l.what(), x.Kind.String()+" at position", -1, x.At))
 		}
 	}
 }
@@ -105,16 +121,13 @@ func (l *listing) readRun(x *fsmap.Run, s *scratch) bool {
 	bs := l.f.blockSize
 	for at, step := int64(0), int64(dirChunk); at < x.Len; {
 		n := min(step, x.Len-at)
-		if int64(cap(s.buf)) < n {
-			s.buf = make([]byte, n)
-		}
-		b := s.buf[:n]
-		if err := ondisk.ReadFull(l.f.r, b, x.Off+at, "directory"); err != nil {
+		b, err := l.f.chunk(x.Off+at, n, s)
+		if err != nil {
 			if n > bs {
 				step = bs // what lies around the trouble can be read
 				continue
 			}
-			l.bad(err)
+			l.bad(fmt.Errorf("%s: %w", l.what(), err))
 			at += n
 			continue
 		}
@@ -125,6 +138,17 @@ func (l *listing) readRun(x *fsmap.Run, s *scratch) bool {
 		}
 	}
 	return true
+}
+
+// chunk reads a piece of a directory. It must not be written to.
+func (f *fsys) chunk(off, n int64, s *scratch) ([]byte, error) {
+	if n <= cachePage {
+		return f.read(off, int(n))
+	}
+	if int64(cap(s.buf)) < n {
+		s.buf = make([]byte, dirChunk)
+	}
+	return s.buf[:n], ondisk.ReadFull(f.r, s.buf[:n], off, "read")
 }
 
 // readInline gives the names of a directory that lies in its inode: the parent's number, entries in i_block, and more
@@ -151,7 +175,6 @@ func (l *listing) block(b []byte, off int64, first bool) bool {
 
 // verify checks a block's checksum: in a fake entry at the end of names, or behind the entries of a hash tree's node.
 func (l *listing) verify(b []byte, off int64, first bool) {
-	what, seed := "directory "+l.in.what(), l.in.seed
 	if l.in.flags&flIndex != 0 && l.f.has(compatDirIndex) {
 		if first {
 			l.verifyNode(b, off, dxRootCount)
@@ -164,25 +187,24 @@ func (l *listing) verify(b []byte, off int64, first bool) {
 	tail := len(b) - tailLen
 	t := b[tail:]
 	if le.Uint32(t) != 0 || le.Uint16(t[deRecLen:]) != tailLen || t[deNameLen] != 0 || t[deType] != tailType {
-		l.bad(ondisk.Corrupt(what, "no checksum at the end of the block", off, nil))
-	} else if got := le.Uint32(t[tailCsum:]); got != crc32c(seed, b[:tail]) {
-		l.bad(ondisk.Corrupt(what, "checksum", off+int64(tail)+tailCsum, fmt.Sprintf("%#08x", got)))
+		l.bad(ondisk.Corrupt(l.what(), "no checksum at the end of the block", off, nil))
+	} else if got := le.Uint32(t[tailCsum:]); got != crc32c(l.in.seed, b[:tail]) {
+		l.bad(ondisk.Corrupt(l.what(), "checksum", off+int64(tail)+tailCsum, fmt.Sprintf("%#08x", got)))
 	}
 }
 
 // verifyNode checks the checksum of a node of the hash tree, whose limit and count of entries stand at head.
 func (l *listing) verifyNode(b []byte, off int64, head int) {
-	what := "hash tree of directory " + l.in.what()
 	limit, count := int(le.Uint16(b[head:])), int(le.Uint16(b[head+2:]))
 	end := head + limit*dxEntryLen
 	if count > limit || end+dxTailLen > len(b) {
-		l.bad(ondisk.Corrupt(what, "entries", off+int64(head), fmt.Sprintf("%d of %d", count, limit)))
+		l.bad(ondisk.Corrupt("hash tree of "+l.what(), "entries", off+int64(head), fmt.Sprintf("%d of %d", count, limit)))
 		return
 	}
 	var none [4]byte
 	sum := crc32c(crc32c(crc32c(l.in.seed, b[:head+count*dxEntryLen]), b[end:end+4]), none[:])
 	if got := le.Uint32(b[end+4:]); got != sum {
-		l.bad(ondisk.Corrupt(what, "checksum", off+int64(end)+4, fmt.Sprintf("%#08x", got)))
+		l.bad(ondisk.Corrupt("hash tree of "+l.what(), "checksum", off+int64(end)+4, fmt.Sprintf("%#08x", got)))
 	}
 }
 
@@ -209,12 +231,12 @@ func (l *listing) entries(b []byte, off int64) bool {
 	for p := 0; p < len(b); {
 		e := b[p:]
 		if len(e) < deMin {
-			l.bad(ondisk.Corrupt("directory "+l.in.what(), "entry at the block's end", off+int64(p), nil))
+			l.bad(ondisk.Corrupt(l.what(), "entry at the block's end", off+int64(p), nil))
 			break
 		}
 		n, rec := int(e[deNameLen]), recLen(e, len(b))
 		if rec < deMin || rec&3 != 0 || rec > len(e) || deName+n > rec {
-			l.bad(ondisk.Corrupt("directory "+l.in.what(), "length of an entry", off+int64(p)+deRecLen, rec))
+			l.bad(ondisk.Corrupt(l.what(), "length of an entry", off+int64(p)+deRecLen, rec))
 			break
 		}
 		p += rec
@@ -231,10 +253,10 @@ func (l *listing) entries(b []byte, off int64) bool {
 		if l.names != nil {
 			x.Name = l.names.shown(e[:rec], n)
 			if n < cipherMin {
-				l.bad(ondisk.Corrupt("directory "+l.in.what(), "length of an encrypted name", off+int64(p-rec)+deNameLen, n))
+				l.bad(ondisk.Corrupt(l.what(), "length of an encrypted name", off+int64(p-rec)+deNameLen, n))
 			}
 		} else if !plain(x.Name) {
-			l.bad(ondisk.Corrupt("directory "+l.in.what(), "name", off+int64(p-rec)+deName, fmt.Sprintf("%q", x.Name)))
+			l.bad(ondisk.Corrupt(l.what(), "name", off+int64(p-rec)+deName, fmt.Sprintf("%q", x.Name)))
 			if x.Name = cleaned(x.Name); x.Name == nil {
 				continue
 			}

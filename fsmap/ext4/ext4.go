@@ -32,6 +32,10 @@ type fsys struct {
 	cache  *ondisk.Cache // of r
 	tables []int64       // where the groups' inodes lie, or -1
 	free   uint64        // blocks
+	// What is odd and what is wrong about group descriptors.
+	groupNotes    []string
+	groupProblems []error
+
 	over   *overlay      // nil where nothing was replayed
 	fast   *fastState    // nil where no fast commits were replayed
 	hidden []fsmap.Entry // its own inodes, as names in the root
@@ -54,18 +58,20 @@ func open(r io.ReaderAt, size int64, o fsmap.Options) (fsmap.FS, error) {
 	if err := f.recover(); err != nil {
 		return nil, err
 	}
+	f.info.Notes = append(f.info.Notes, f.groupNotes...)
+	f.info.Problems = append(f.info.Problems, f.groupProblems...)
 	f.describe()
 	f.countOrphans()
 	f.checkMMP()
-	if o.Metadata {
-		f.findHidden()
-	}
 	var root inode
 	if err := f.load(inoRoot, &root); err != nil {
 		return nil, fmt.Errorf("root directory: %w", err)
 	}
 	if root.mode&modeFmt != modeDir {
 		return nil, root.corrupt("mode of the root directory", iMode, fmt.Sprintf("%#o", root.mode))
+	}
+	if o.Metadata {
+		f.findHidden()
 	}
 	return f, nil
 }
@@ -77,13 +83,22 @@ func (f *fsys) attach(r io.ReaderAt) {
 	f.loadGroups()
 }
 
+// read gives n bytes at off, which must not be written to. The caller has bounded n.
+func (f *fsys) read(off int64, n int) ([]byte, error) {
+	b, err := f.cache.Slice(off, n)
+	if err != nil { // what else is in the page may be what can't be read
+		b, err = ondisk.Read(f.r, off, int64(n), "read")
+	}
+	return b, err
+}
+
 // block reads a block. The caller has checked its number. It must not be written to.
 func (f *fsys) block(n uint64) ([]byte, error) {
 	off := int64(n << f.shift)
 	if !ondisk.Within(off, f.blockSize, f.size) {
 		return nil, ondisk.Truncated("ext volume", fmt.Sprintf("it ends before block %d", n), off, nil)
 	}
-	return f.cache.Slice(off, int(f.blockSize))
+	return f.read(off, int(f.blockSize))
 }
 
 // Info implements fsmap.FS.
@@ -161,7 +176,8 @@ func (f *fsys) checkMMP() {
 	}
 }
 
-// findHidden lists the file system's own inodes, which get names in the root that no name there begins like.
+// findHidden lists the file system's own inodes. They get names in the root, with as many "$" before them as it takes for
+// no other name to be the same.
 func (f *fsys) findHidden() {
 	s := &f.sb
 	for _, h := range []struct {
@@ -179,10 +195,21 @@ func (f *fsys) findHidden() {
 		{"orphans", s.OrphanFileInum, f.has(compatOrphanFile)},
 	} {
 		var in inode
-		if !h.on || h.ino == 0 || f.load(h.ino, &in) != nil || in.size == 0 && le.Uint32(in.raw[iBlocksLo:]) == 0 {
+		if !h.on || h.ino == 0 || !f.special(h.ino) || f.load(h.ino, &in) != nil || in.size == 0 && le.Uint32(in.raw[iBlocksLo:]) == 0 {
 			continue
 		}
 		f.hidden = append(f.hidden, fsmap.Entry{Name: []byte("$" + h.name), Ref: fsmap.Ref{ID: uint64(h.ino)}, Aux: auxMeta})
+	}
+	taken := make(map[string]bool)
+	f.names(inoRoot, func(e fsmap.Entry) {
+		if e.Name[0] == '$' && e.Aux != auxMeta {
+			taken[string(e.Name)] = true
+		}
+	})
+	for i := range f.hidden {
+		for taken[string(f.hidden[i].Name)] {
+			f.hidden[i].Name = append([]byte("$"), f.hidden[i].Name...)
+		}
 	}
 }
 

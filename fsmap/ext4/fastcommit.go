@@ -11,8 +11,8 @@ import (
 	"vmkit/fsmap/mapfile"
 )
 
-// maxFast bounds the area of fast commits that is read; mke2fs makes it 1 MiB.
-const maxFast = 64 << 20
+// maxFast bounds the area of fast commits that is read; mke2fs makes it a 64th of the journal, at most 16 MiB.
+const maxFast = 32 << 20
 
 // fastState is what fast commits change: whole inodes, stretches of files, names. A nil one changes nothing.
 type fastState struct {
@@ -76,15 +76,24 @@ func (t fastTag) name() (parent, ino uint32, name string) {
 // fastCommits replays the fast commits that follow transaction tid-1 (fs/ext4/fast_commit.c).
 func (j *journal) fastCommits(tid uint32) error {
 	tags, err := j.fastTags(tid)
-	if len(tags) == 0 {
-		return err
+	if len(tags) > 0 {
+		if e := j.f.fastReplay(tags); err == nil {
+			err = e
+		}
 	}
-	f := j.f
+	return err
+}
+
+// fastReplay applies the records of fast commits. What can't be applied is left out, and the first such trouble told.
+func (f *fsys) fastReplay(tags []fastTag) (err error) {
 	s := &fastState{inodes: make(map[uint32][]byte), patches: make(map[uint32][]extent), dirs: make(map[uint32]*fastDir)}
-	j.fastNames(s, tags)
+	f.fastNames(s, tags)
 	f.fast = s
 	ranges := make(map[uint32][]extent)
 	for _, t := range tags {
+		if t.tag == fcHead || t.tag == fcPad {
+			continue
+		}
 		ino := le.Uint32(t.value)
 		var e error
 		switch t.tag {
@@ -196,7 +205,7 @@ func (f *fsys) fastOK(tag uint16, n int) bool {
 }
 
 // fastNames finds what the names that fast commits mention stand for before.
-func (j *journal) fastNames(s *fastState, list []fastTag) {
+func (f *fsys) fastNames(s *fastState, list []fastTag) {
 	made := make(map[uint32]bool)
 	for _, t := range list {
 		if t.tag != fcCreat && t.tag != fcLink && t.tag != fcUnlink {
@@ -215,16 +224,10 @@ func (j *journal) fastNames(s *fastState, list []fastTag) {
 		if d.fresh = made[ino]; d.fresh {
 			continue
 		}
-		var n fsmap.Node
-		n.Reset()
-		if j.f.Node(fsmap.Entry{Ref: fsmap.Ref{ID: uint64(ino)}}, &n) != nil || n.Kind != mapfile.Directory {
-			continue
-		}
-		j.f.ReadDir(&n, func(e fsmap.Entry) bool { // what is wrong with it will be told when it is read again
+		f.names(ino, func(e fsmap.Entry) {
 			if _, ok := d.names[string(e.Name)]; ok {
 				d.names[string(e.Name)] = uint32(e.Ref.ID)
 			}
-			return true
 		})
 	}
 }

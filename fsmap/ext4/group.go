@@ -84,7 +84,7 @@ func (f *fsys) descriptor(n uint64, off int64) (table int64, free uint64, err er
 	if !ondisk.Within(off, int64(f.descSize), f.size) {
 		return -1, 0, ondisk.Truncated(what(), "", off, nil)
 	}
-	d, err := f.cache.Slice(off, f.descSize)
+	d, err := f.read(off, f.descSize)
 	if err != nil {
 		return -1, 0, fmt.Errorf("%s: %w", what(), err)
 	}
@@ -116,36 +116,40 @@ func (f *fsys) descChecksum(n uint64, d []byte) uint16 {
 
 // loadGroups reads where the inode tables lie, and counts the blocks in use.
 func (f *fsys) loadGroups() {
-	const shown = 8
-	f.tables = f.tables[:0]
-	f.free = 0
+	const shown, most = 8, 1024 // of what is damaged, are told and looked at
+	f.tables, f.groupNotes, f.groupProblems = f.tables[:0], nil, nil
+	var free uint64
 	var lost, noted int
 	for n := range min(f.groups, maxKept) {
-		table, free, note, err := f.readGroup(n)
+		table, k, note, err := f.readGroup(n)
 		f.tables = append(f.tables, table)
-		f.free += free
+		free += k
 		if note != "" {
 			if noted++; noted <= shown {
-				f.info.Notes = append(f.info.Notes, note)
+				f.groupNotes = append(f.groupNotes, note)
 			}
 		}
 		if err != nil {
 			if lost++; lost <= shown {
-				f.info.Problems = append(f.info.Problems, err)
+				f.groupProblems = append(f.groupProblems, err)
 			}
+		}
+		if lost+noted > most {
+			break
 		}
 	}
 	if noted > shown {
-		f.info.Notes = append(f.info.Notes, fmt.Sprintf("copies are used for %d more group descriptors", noted-shown))
+		f.groupNotes = append(f.groupNotes, fmt.Sprintf("copies are used for %d more group descriptors", noted-shown))
 	}
 	if lost > shown {
-		f.info.Problems = append(f.info.Problems, ondisk.Corrupt("group descriptors", "damaged ones besides", -1, lost-shown))
+		f.groupProblems = append(f.groupProblems, ondisk.Corrupt("group descriptors", "damaged ones besides", -1, lost-shown))
 	}
-	if f.groups > maxKept {
-		f.free = uint64(f.sb.FreeBlocksHi)<<32 | uint64(f.sb.FreeBlocksLo)
+	if uint64(len(f.tables)) < f.groups {
+		free = uint64(f.sb.FreeBlocksHi)<<32 | uint64(f.sb.FreeBlocksLo)
 	} else if f.hasRO(roCompatBigalloc) {
-		f.free <<= f.sb.LogClusterSize - f.sb.LogBlockSize
+		free <<= f.sb.LogClusterSize - f.sb.LogBlockSize
 	}
+	f.free = free
 }
 
 // inodeOff gives the position of an inode in the volume. The number is 1 or more, and at most the last one.

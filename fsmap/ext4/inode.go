@@ -54,7 +54,7 @@ func (f *fsys) load(ino uint32, in *inode) error {
 		if !ondisk.Within(off, int64(f.inodeSize), f.size) {
 			return ondisk.Truncated(in.what(), "", off, nil)
 		}
-		if b, err = f.cache.Slice(off, f.inodeSize); err != nil {
+		if b, err = f.read(off, f.inodeSize); err != nil {
 			return fmt.Errorf("inode %d: %w", ino, err)
 		}
 		in.off = off

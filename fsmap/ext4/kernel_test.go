@@ -2,7 +2,12 @@ package ext4_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +36,7 @@ func TestKernel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tree := walk(t, fixtures.Image(t, "ext4-kernel", name+".img.zst"), fsmap.Options{})
 			compare(t, tree, fixtures.Expect(t, "ext4-kernel", name+".tsv.zst"))
+			tree.Concurrent(t)
 			info := tree.FS.Info()
 			if kind := strings.Split(name, "-")[0]; info.Type != kind {
 				t.Errorf("type %s, should be %s", info.Type, kind)
@@ -63,6 +69,7 @@ func TestJournal(t *testing.T) {
 				}
 			}
 			compare(t, tree, want, without...)
+			tree.Concurrent(t)
 			if info := tree.FS.Info(); info.Journal != "replayed" || len(info.Problems) > 0 || len(info.Notes) > 0 {
 				t.Errorf("journal %s, problems %q, notes %q", info.Journal, info.Problems, info.Notes)
 			}
@@ -108,5 +115,89 @@ func TestJournaledData(t *testing.T) {
 		if n != escaped {
 			t.Errorf("%s: %d escaped blocks, should be %d", path, n, escaped)
 		}
+	}
+}
+
+// TestEncrypted reads what fscrypt encrypted without its key, as the kernel does.
+func TestEncrypted(t *testing.T) {
+	for _, name := range images(t, "ext4-encrypt") {
+		t.Run(name, func(t *testing.T) {
+			tree := walk(t, fixtures.Image(t, "ext4-encrypt", name+".img.zst"), fsmap.Options{})
+			compare(t, tree, fixtures.Expect(t, "ext4-encrypt", name+".tsv.zst"))
+			n := 0
+			for path, f := range tree.Files {
+				secret := strings.Contains(path, "/") && !strings.HasPrefix(path, "plain/") || path == "small" || path == "tree"
+				if f.Encrypted != secret && f.Kind != mapfile.FIFO {
+					t.Errorf("%s: encrypted %v", path, f.Encrypted)
+				}
+				if f.Kind == mapfile.Regular && secret && f.Size > 0 {
+					if n++; len(f.Runs) != 1 || f.Runs[0].Kind != mapfile.Encrypted {
+						t.Errorf("%s: runs %v", path, f.Runs)
+					}
+				}
+			}
+			if n != 10 {
+				t.Errorf("%d encrypted files, should be 10", n)
+			}
+		})
+	}
+}
+
+// TestMke2fs reads what mke2fs made of a folder, with blocks that the kernel takes on other machines only.
+func TestMke2fs(t *testing.T) {
+	want := fixtures.Expect(t, "ext4-mke2fs", "blocks.tsv.zst")
+	for _, name := range images(t, "ext4-mke2fs") {
+		if name == "casefold" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			tree := walk(t, fixtures.Image(t, "ext4-mke2fs", name+".img.zst"), fsmap.Options{})
+			compare(t, tree, want)
+			if size := fmt.Sprintf("blocks-%dk", tree.FS.Info().BlockSize>>10); size != name {
+				t.Errorf("block size %d", tree.FS.Info().BlockSize)
+			}
+		})
+	}
+}
+
+// TestCasefold looks at a directory that folds case: its names are shown as they are stored.
+func TestCasefold(t *testing.T) {
+	tree := walk(t, fixtures.Image(t, "ext4-mke2fs", "casefold.img.zst"), fsmap.Options{})
+	for _, path := range []string{"fold/Größe", "fold/UPPER"} {
+		if f := tree.Files[path]; f == nil || f.Size != 7 {
+			t.Errorf("%s: %v", path, f)
+		}
+	}
+	if f := tree.Files["fold"]; f == nil || !slices.Equal(f.Attrs, []string{"casefold"}) || len(tree.Errs()) > 0 {
+		t.Errorf("%v, errors %q", f, tree.Errs())
+	}
+}
+
+// TestMetadata asks for the file system's own inodes, and compares the journal with what debugfs takes out.
+func TestMetadata(t *testing.T) {
+	path := fixtures.Image(t, "ext4-kernel", "ext4-4k.img.zst")
+	tree := walk(t, path, fsmap.Options{Metadata: true})
+	for name, ino := range map[string]uint64{"$quota.user": 3, "$quota.group": 4, "$resize": 7, "$journal": 8} {
+		if f := tree.Files[name]; f == nil || f.Inode != ino || len(f.Errs) > 0 {
+			t.Errorf("%s: %v", name, f)
+		}
+	}
+	if tree.Files["$orphans"] == nil || tree.Files["$quota.project"] == nil {
+		t.Error("inodes that have no fixed numbers are lacking")
+	}
+	debugfs, err := exec.LookPath("debugfs")
+	if err != nil {
+		t.Skip("debugfs is not installed")
+	}
+	out := filepath.Join(t.TempDir(), "journal")
+	if err := exec.Command(debugfs, "-R", "dump <8> "+out, path).Run(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sum := fmt.Sprintf("%x", sha256.Sum256(b)); sum != tree.Files["$journal"].SHA256 {
+		t.Errorf("the journal's sha256 is %s, should be %s", tree.Files["$journal"].SHA256, sum)
 	}
 }

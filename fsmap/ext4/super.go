@@ -106,6 +106,9 @@ func (g *geometry) check() error {
 	if g.inodeSize < goodOldSize || int64(g.inodeSize) > g.blockSize || bits.OnesCount(uint(g.inodeSize)) != 1 {
 		return corrupt("inode size", 0x58, g.inodeSize)
 	}
+	if s.Rev > 0 && (s.FirstIno < firstInoOld || s.FirstIno > g.inodes) {
+		return corrupt("first inode that is not reserved", 0x54, s.FirstIno)
+	}
 	g.descSize = gdLen
 	if s.Incompat&incompat64Bit != 0 {
 		g.descSize = int(s.DescSize)
@@ -132,6 +135,9 @@ func (g *geometry) hasRO(ro uint32) bool        { return g.sb.ROCompat&ro != 0 }
 
 // groupStart gives the first block of a group.
 func (g *geometry) groupStart(n uint64) uint64 { return g.first + n*g.perGroup }
+
+// group gives the number of the group that the superblock in use lies in.
+func (g *geometry) group() uint64 { return (uint64(g.off)>>g.shift - g.first) / g.perGroup }
 
 // holdsSuper reports whether a group has a copy of the superblock.
 func (g *geometry) holdsSuper(n uint64) bool {
@@ -180,7 +186,7 @@ func primary(r io.ReaderAt, size int64) (g *geometry, note string, problem, err 
 	if err == nil {
 		err = csum
 	}
-	return back, fmt.Sprintf("the backup superblock of group %d is used: %v", back.sb.BlockGroupNr, err), nil, nil
+	return back, fmt.Sprintf("the backup superblock of group %d is used: %v", back.group(), err), nil, nil
 }
 
 // findBackup looks for a sound backup superblock: where the damaged one would have them, and where mke2fs puts the
@@ -199,10 +205,14 @@ func findBackup(r io.ReaderAt, size int64, g *geometry, raw []byte) *geometry {
 			return nil
 		}
 		back, csum, err := parse(b, at)
-		if err != nil || csum != nil || back.sb.BlockGroupNr == 0 || back.blocks>>1 > uint64(size)>>back.shift {
+		if err != nil || csum != nil || back.blocks>>1 > uint64(size)>>back.shift {
 			return nil
 		}
-		if at != int64(back.groupStart(uint64(back.sb.BlockGroupNr))<<back.shift) {
+		n := back.group()
+		if n == 0 || !back.holdsSuper(n) || at != int64(back.groupStart(n)<<back.shift) {
+			return nil
+		}
+		if k := back.sb.BlockGroupNr; k != 0 && uint64(k) != n&0xFFFF { // mke2fs 1.0 leaves it zero
 			return nil
 		}
 		if uuid != nil && !zero(uuid) && !bytes.Equal(uuid, back.sb.UUID[:]) {

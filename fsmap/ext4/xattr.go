@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -130,7 +131,7 @@ next:
 				continue next
 			}
 		}
-		value, err := f.xattrValue(it, inBlock)
+		value, err := f.xattrValue(it, in, inBlock)
 		if err != nil {
 			bad(err)
 			if value == nil {
@@ -169,10 +170,10 @@ func (in *inode) xattrName(index uint8, rest []byte) string {
 }
 
 // xattrValue reads an entry's value and verifies its hash. A value that comes with an error is whole, but in doubt.
-func (f *fsys) xattrValue(it *xattrs, inBlock bool) ([]byte, error) {
+func (f *fsys) xattrValue(it *xattrs, in *inode, inBlock bool) ([]byte, error) {
 	hash := le.Uint32(it.entry[xaHash:])
 	if it.inum != 0 {
-		return f.bigValue(it, hash)
+		return f.bigValue(it, in, hash)
 	}
 	v, err := it.value()
 	if err != nil {
@@ -191,7 +192,7 @@ func (f *fsys) xattrValue(it *xattrs, inBlock bool) ([]byte, error) {
 }
 
 // bigValue reads a value that has an inode of its own (ea_inode).
-func (f *fsys) bigValue(it *xattrs, hash uint32) ([]byte, error) {
+func (f *fsys) bigValue(it *xattrs, owner *inode, hash uint32) ([]byte, error) {
 	var in inode
 	if err := f.load(it.inum, &in); err != nil {
 		return nil, fmt.Errorf("value of %q: %w", it.name, err)
@@ -209,8 +210,8 @@ func (f *fsys) bigValue(it *xattrs, hash uint32) ([]byte, error) {
 	if in.doubt != nil {
 		return v, in.doubt
 	}
-	if le.Uint32(in.raw[iMTime:]) != 0 && le.Uint32(in.raw[iGeneration:]) != 0 {
-		return v, nil // Lustre keeps the owner there and no hash
+	if le.Uint32(in.raw[iMTime:]) == owner.ino && bytes.Equal(in.raw[iGeneration:iGeneration+4], owner.raw[iGeneration:iGeneration+4]) {
+		return v, nil // Lustre keeps the owner there, and no hash
 	}
 	sum := crc32c(f.seed, v)
 	if got := le.Uint32(in.raw[iATime:]); got != sum {
