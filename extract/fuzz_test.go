@@ -28,6 +28,8 @@ func FuzzExtract(f *testing.F) {
 	f.Add([]byte(vol("../v") + file("/a", x) + end))
 	f.Add([]byte(vol("p1") + file("/l", `"kind":"symlink","target":"../../.."`) + file("/l/up", x) + file("/d", `"kind":"fifo"`) + end))
 	f.Add([]byte(vol("p1") + file("/a", `"kind":"regular","size":9,"extents":[{"at":0,"len":4,"kind":"data","disk":0,"file":0,"off":0},{"at":4,"len":5,"kind":"packed","codec":"zlib","full":9,"skip":1,"parts":[{"len":3,"kind":"data","disk":0,"file":0,"off":0}]}]`) + end))
+	maxHoles = 1 << 20
+	f.Cleanup(func() { maxHoles = 8 << 30 })
 	top := f.TempDir()
 	if err := os.WriteFile(filepath.Join(top, "host.img"), []byte("0123456789abcdef"), 0o600); err != nil {
 		f.Fatal(err)
