@@ -41,7 +41,6 @@ const (
 
 	jCompatChecksum = 0x1
 
-	jIncompatRevoke      = 0x1
 	jIncompat64Bit       = 0x2
 	jIncompatAsyncCommit = 0x4
 	jIncompatCsumV2      = 0x8

@@ -111,8 +111,7 @@ const (
 	sbCsumOff   = 0x3FC
 	maxBlockLog = 6 // 64 KiB
 
-	stateValid  = 1 // s_state
-	stateErrors = 2
+	stateErrors = 2 // s_state
 
 	flagUnsignedHash = 2 // s_flags
 
@@ -179,16 +178,14 @@ var (
 
 // Group descriptor ("Block Group Descriptors"); positions in it. The second half is there with 64bit only.
 const (
-	gdTableLo    = 0x08
-	gdFreeLo     = 0x0C
-	gdChecksum   = 0x1E
-	gdLen        = 0x20
-	gdTableHi    = 0x28
-	gdFreeHi     = 0x2C
-	gdLen64      = 0x40
-	gdMaxLen     = 1024
-	gdFreeHiEnd  = 0x2E
-	gdTableHiEnd = 0x2C
+	gdTableLo  = 0x08
+	gdFreeLo   = 0x0C
+	gdChecksum = 0x1E
+	gdLen      = 0x20
+	gdTableHi  = 0x28
+	gdFreeHi   = 0x2C
+	gdLen64    = 0x40
+	gdMaxLen   = 1024
 )
 
 // Inode ("Index Nodes"); positions in it.
@@ -270,12 +267,8 @@ const (
 const (
 	inoBad        = 1
 	inoRoot       = 2
-	inoUsrQuota   = 3
-	inoGrpQuota   = 4
 	inoBootLoader = 5
-	inoUndelete   = 6
 	inoResize     = 7
-	inoJournal    = 8
 	firstInoOld   = 11
 )
 
