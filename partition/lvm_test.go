@@ -226,6 +226,7 @@ func TestLVMHostile(t *testing.T) {
 		{"overlap", `two { status = ["VISIBLE"] segment1 { start_extent = 0 extent_count = 2 type = "zero" } segment2 { start_extent = 1 extent_count = 2 type = "zero" } }`, "extents of two"},
 		{"no stripes", `two { status = ["VISIBLE"] segment1 { start_extent = 0 extent_count = 1 type = "striped" stripe_count = 2 stripes = [] } }`, "number of stripes"},
 		{"no stripe size", `two { status = ["VISIBLE"] segment1 { start_extent = 0 extent_count = 2 type = "striped" stripe_count = 2 stripes = ["pv0", 0, "pv0", 1] } }`, "stripe size"},
+		{"no extents", `two { status = ["VISIBLE"] segment1 { start_extent = 0 extent_count = 0 type = "mirror" mirrors = ["pv0", 0, "pv0", 1] } }`, "without extents"},
 		{"no pool", `two { status = ["VISIBLE"] segment1 { start_extent = 0 extent_count = 1 type = "thin" thin_pool = "one" device_id = 1 } }`, "not a thin pool"},
 		{"raid of nothing", `two { status = ["VISIBLE"] segment1 { start_extent = 0 extent_count = 1 type = "raid5" stripe_size = 8 raids = ["a", "b"] } }`, "number of legs"},
 		{"snapshot of nothing", `two { status = ["VISIBLE"] segment1 { start_extent = 0 extent_count = 1 type = "zero" } }

@@ -3,6 +3,7 @@ package partition
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"vmkit/formats"
 	"vmkit/formats/ondisk"
@@ -44,19 +45,22 @@ func (c *segment) raid(kind string) (formats.Mapper, error) {
 		return nil, ondisk.Corrupt("lvm2 segment", "stripe size", -1, chunk/512)
 	}
 	copies := max(c.n.number("data_copies"), 2)
-	each, width := c.size, int64(1) // bytes of a leg; bytes of the volume that a byte of all legs stands for
+	each := c.size // bytes of a leg
 	lay := raidLayouts[kind]
 	spare := 0
 	switch {
 	case kind == "raid0" || kind == "raid0_meta":
-		each, width = c.size/k, k
+		each = c.size / k
 	case kind == "raid10" || kind == "raid10_near":
 		each = (c.size*copies/k + chunk - 1) / chunk * chunk
 	case lay.level != 0:
-		if spare = lay.level - 4; k <= int64(spare)+1 && k < 2 {
+		if spare = lay.level - 4; k <= int64(spare) {
 			return nil, ondisk.Corrupt("lvm2 segment", "number of legs", -1, k)
 		}
-		each, width = c.size/(k-int64(spare)), k-int64(spare)
+		each = c.size / (k - int64(spare))
+	}
+	if each <= 0 {
+		return nil, ondisk.Corrupt("lvm2 segment", "extents for its legs", -1, c.size)
 	}
 	var places [][]Segment
 	var failed error
@@ -68,11 +72,11 @@ func (c *segment) raid(kind string) (formats.Mapper, error) {
 		supers[i] = c.g.raidSuper(metas[i])
 	}
 	c.leaveStale(legs, supers)
-	c.place(kind, places, width, chunk)
+	c.place(kind, places, each, chunk)
 	switch {
 	case kind == "raid1":
 		return c.redundant(mirror{legs, c.size}, failed)
-	case width == k && lay.level == 0:
+	case strings.HasPrefix(kind, "raid0"):
 		return striped{legs: legs, chunk: chunk, n: c.size}, failed
 	case lay.level == 0:
 		r, err := newRAID10(legs, int(copies)|1<<8, chunk, each)

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -232,31 +233,35 @@ func (c *segment) striped(legs []formats.Mapper, places [][]Segment, kind string
 	if chunk < 512 || chunk > maxLVBytes {
 		return nil, ondisk.Corrupt("lvm2 segment", "stripe size", -1, chunk/512)
 	}
-	c.place(kind, places, int64(len(legs)), chunk)
+	c.place(kind, places, c.size/int64(len(legs)), chunk)
 	return striped{legs: legs, chunk: chunk, n: c.size}, err
 }
 
-// place tells on which volumes legs lie side by side: one Segment for each stretch in which no leg changes its place.
-// A byte of a leg stands for width bytes of the volume.
-func (c *segment) place(kind string, legs [][]Segment, width, chunk int64) {
-	var borders []int64
+// place tells on which volumes legs of each bytes lie side by side: one Segment for each stretch in which no leg changes
+// its place.
+func (c *segment) place(kind string, legs [][]Segment, each, chunk int64) {
+	if each <= 0 {
+		return
+	}
+	borders := []int64{each}
 	for _, l := range legs {
 		for _, s := range l {
-			borders = append(borders, s.At, s.At+s.Len)
+			if s.At < each {
+				borders = append(borders, s.At)
+			}
 		}
 	}
 	slices.Sort(borders)
 	borders = slices.Compact(borders)
+	// scale turns a position in a leg into one in the segment.
+	scale := func(x int64) int64 {
+		hi, lo := bits.Mul64(uint64(x), uint64(c.size))
+		q, _ := bits.Div64(hi, lo, uint64(each)) // x <= each, so that it fits
+		return int64(q)
+	}
 	for i := 0; i+1 < len(borders); i++ {
 		start, end := borders[i], borders[i+1]
-		if start >= c.size/width {
-			break
-		}
-		s := Segment{At: c.at + start*width, Kind: kind, Stripe: chunk}
-		s.Len = min((end-start)*width, c.at+c.size-s.At)
-		if end >= c.size/width {
-			s.Len = c.at + c.size - s.At
-		}
+		s := Segment{At: c.at + scale(start), Len: scale(end) - scale(start), Kind: kind, Stripe: chunk}
 		for _, l := range legs {
 			for _, x := range cut(l, start, end-start) {
 				s.Volumes, s.Starts = append(s.Volumes, x.Volumes...), append(s.Starts, x.Starts...)
@@ -271,7 +276,7 @@ func (c *segment) mirror() (formats.Mapper, error) {
 	if len(legs) == 0 {
 		return nil, or(err, ondisk.Corrupt("lvm2 segment", "mirror without legs", -1, nil))
 	}
-	c.place("mirror", places, 1, 0)
+	c.place("mirror", places, c.size, 0)
 	return c.redundant(mirror{legs, c.size}, err)
 }
 
