@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"vmkit/fsmap/mapfile"
@@ -119,6 +120,7 @@ func TestExistingFiles(t *testing.T) {
 			os.Symlink(outside, p+"/link")
 			os.Symlink(filepath.Dir(outside), p+"/sub")
 			os.WriteFile(p+"/target", nil, 0o600)
+			time.Sleep(20 * time.Millisecond) // the kernel's clock for files is coarse
 			g := newGuest(t)
 			g.folder("/")
 			for _, n := range []string{"/dir", "/file", "/link"} {
