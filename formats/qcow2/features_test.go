@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -472,6 +473,36 @@ func TestTruncated(t *testing.T) {
 				t.Errorf("cut at %d: wrong bytes at %#x", n, off)
 			}
 		}
+	}
+}
+
+// TestInUse opens an image that a QEMU program has open for writing.
+func TestInUse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.qcow2")
+	create(t, path, "qcow2", "", 1<<20)
+	cmd := exec.Command(formatstest.Tool(t, "qemu-io"), "-f", "qcow2", path)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	if _, err := out.Read(make([]byte, 1)); err != nil { // the prompt: it is open
+		t.Fatal(err)
+	}
+	if _, err := formatstest.TryOpen(t, table, path, nil); err == nil || !strings.Contains(err.Error(), "--force-share") {
+		t.Errorf("error %v", err)
+	}
+	img := formatstest.Open(t, table, path, func(o *formats.Opener) { o.Source.(*formats.OSSource).ForceShare = true })
+	if img.State != formats.StateInUse {
+		t.Errorf("state %s", img.State)
 	}
 }
 

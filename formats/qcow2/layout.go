@@ -46,9 +46,6 @@ const (
 	incompatKnown = 1<<iota - 1
 )
 
-// Compatible features. (Header)
-const compatLazyRefcounts = 1 << 0
-
 // Autoclear features. (Header)
 const (
 	autoclearBitmaps = 1 << iota
@@ -119,9 +116,6 @@ const (
 
 // Extended L2 entries. (Extended L2 Entries)
 const subclusters = 32
-
-// Refcount table entries. (Host cluster management)
-const refcountReserved = 0x1ff
 
 // bitmapsExt is the bitmaps extension. (Bitmaps extension)
 type bitmapsExt struct {
