@@ -351,9 +351,11 @@ func (s *scanner) addLV(g *lvmGroup, lv *lvmLV, first int) {
 		v.Problems = append(v.Problems, err)
 	}
 	v.Problems = append(v.Problems, lv.problems...)
-	if len(segs) == 1 && segs[0].Kind == "linear" && len(segs[0].Volumes) == 1 {
-		in := s.vols[segs[0].Volumes[0]]
+	if len(segs) > 0 && len(segs[0].Volumes) > 0 {
 		v.In = segs[0].Volumes[0]
+	}
+	if len(segs) == 1 && segs[0].Kind == "linear" && len(segs[0].Volumes) == 1 {
+		in := s.vols[v.In]
 		if in.Image >= 0 && ondisk.Within(segs[0].Starts[0], v.Size, in.Size) {
 			v.Image, v.Start, v.Segments = in.Image, in.Start+segs[0].Starts[0], nil
 			v.Disk = formats.Section(in.Disk, segs[0].Starts[0], v.Size)

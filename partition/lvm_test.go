@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -61,6 +62,9 @@ func (c lvCase) compare(t *testing.T, vols []Volume) *Volume {
 
 func TestLVM(t *testing.T) {
 	for group, cases := range lvCases(t) {
+		if group == "nested" {
+			continue // see TestNested
+		}
 		t.Run(group, func(t *testing.T) {
 			images := stored(t, "lvm", group)
 			vols := scanAll(t, images, Options{})
@@ -130,6 +134,41 @@ func TestLVMLost(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestNested reads LUKS2 on a logical volume that lies on a mirror and on a disk, also without a half of the mirror.
+func TestNested(t *testing.T) {
+	c := lvCases(t)["nested"][0]
+	images := stored(t, "lvm", "nested")
+	for _, lost := range []int{-1, 0, 1} {
+		left := slices.Clone(images)
+		if lost >= 0 {
+			left = slices.Delete(left, lost, lost+1)
+		}
+		vols := scanAll(t, left, Options{Passphrase: passphrase(luksPassphrase)})
+		v := find(t, vols, "vg/sealed/luks")
+		if v.Kind != KindLUKS || v.Size != c.size || v.Label != "sealed" || len(v.Problems) > 0 {
+			t.Errorf("%+v", v)
+		}
+		if got, err := sha(v.Disk, 0, v.Size); err != nil || got != c.sha {
+			t.Errorf("without %d: %s, %v", lost, got, err)
+		}
+		var path []string
+		for i := v.In; i >= 0; i = vols[i].In {
+			path = append(path, string(vols[i].Kind))
+		}
+		if got := strings.Join(path, " "); got != "lv md disk" {
+			t.Errorf("it lies in %s", got)
+		}
+	}
+	vols := scanAll(t, images[:2], Options{Passphrase: passphrase(luksPassphrase)})
+	v := find(t, vols, "vg/sealed/luks")
+	if _, err := sha(v.Disk, 0, v.Size); !errors.Is(err, formats.ErrMissing) {
+		t.Errorf("without the third disk: %v", err)
+	}
+	if lv := find(t, vols, "vg/sealed"); len(lv.Problems) == 0 {
+		t.Error("without the third disk: no problem")
 	}
 }
 
