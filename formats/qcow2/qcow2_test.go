@@ -88,12 +88,12 @@ func TestQcow2(t *testing.T) {
 		{name: "512 bytes", options: "cluster_size=512", size: 3*mib + 512, packed: true},
 		{name: "1k", options: "cluster_size=1k", size: 3*mib + 512},
 		{name: "4k", options: "cluster_size=4k", size: 9*mib + 1536, packed: true},
-		{name: "2M", options: "cluster_size=2M", size: 33*mib + 512, packed: true},
+		{name: "2M", options: "cluster_size=2M", size: 17*mib + 512, packed: true},
 		{name: "zstd", options: "compression_type=zstd", size: 9 * mib, packed: true},
-		{name: "zstd 2M", options: "compression_type=zstd,cluster_size=2M", size: 33 * mib, packed: true},
+		{name: "zstd 2M", options: "compression_type=zstd,cluster_size=2M", size: 17 * mib, packed: true},
 		{name: "extended L2", options: "extended_l2=on", size: 9*mib + 512, packed: true},
 		{name: "extended L2, 16k", options: "extended_l2=on,cluster_size=16k", size: 9*mib + 512},
-		{name: "extended L2, 2M, zstd", options: "extended_l2=on,cluster_size=2M,compression_type=zstd", size: 33*mib + 512, packed: true},
+		{name: "extended L2, 2M, zstd", options: "extended_l2=on,cluster_size=2M,compression_type=zstd", size: 17*mib + 512, packed: true},
 		{name: "lazy refcounts", options: "lazy_refcounts=on", size: 9 * mib},
 		{name: "preallocated metadata", options: "preallocation=metadata", size: 9 * mib},
 		{name: "preallocated, 512 bytes", options: "preallocation=falloc,cluster_size=512", size: 3 * mib},
@@ -105,9 +105,7 @@ func TestQcow2(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "disk.qcow2")
 			create(t, path, "qcow2", tc.options, tc.size)
 			scribble(t, path, "qcow2", 1, 60, tc.packed)
-			run(t, path, nil)
-			// A second state, of many pieces.
-			scribble(t, path, "qcow2", 2, 200, false)
+			scribble(t, path, "qcow2", 2, 60, false) // over the compressed clusters too
 			run(t, path, nil)
 		})
 	}
