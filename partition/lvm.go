@@ -335,6 +335,9 @@ func (g *lvmGroup) open(s *scanner) error {
 	return nil
 }
 
+// maxListed bounds the stretches that a volume's record tells of, whose line may have 1 MiB; the volume itself knows all.
+const maxListed = 4096
+
 // addLV appends a logical volume.
 func (s *scanner) addLV(g *lvmGroup, lv *lvmLV, first int) {
 	m, segs, err := g.volume(lv)
@@ -351,6 +354,10 @@ func (s *scanner) addLV(g *lvmGroup, lv *lvmLV, first int) {
 		v.Problems = append(v.Problems, err)
 	}
 	v.Problems = append(v.Problems, lv.problems...)
+	if len(segs) > maxListed {
+		v.Notes = append(v.Notes, fmt.Sprintf("it has %d stretches; the first %d are listed", len(segs), maxListed))
+		v.Segments = segs[:maxListed]
+	}
 	if len(segs) > 0 && len(segs[0].Volumes) > 0 {
 		v.In = segs[0].Volumes[0]
 	}
