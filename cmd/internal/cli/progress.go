@@ -28,6 +28,7 @@ func (t *Term) Progress(what string, total int64, files bool) *Progress {
 		progressbar.OptionShowCount(),
 		progressbar.OptionSetWidth(20),
 		progressbar.OptionSetElapsedTime(true),
+		progressbar.OptionSetSpinnerChangeInterval(0), // or it draws by itself, between our clearing and our message
 	}
 	if files {
 		options = append(options, progressbar.OptionSetItsString("files"), progressbar.OptionShowIts())
