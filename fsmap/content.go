@@ -3,6 +3,7 @@ package fsmap
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"hash"
 
 	"vmkit/formats"
@@ -19,6 +20,8 @@ type reader struct {
 	runs  Runs
 	err   error
 	buf   []byte
+	// data and zeros are how many bytes of either were hashed.
+	data, zeros int64
 	// pack was decoded last.
 	pack  *Pack
 	plain []byte
@@ -33,16 +36,28 @@ func newReader(disks []formats.Disk, env *formats.Env) *reader {
 	return r
 }
 
-// sum gives the SHA-256 of a file's content.
+// A guest can make holes of any length for nothing: a file whose zeros are more than maxZeros, and more than zerosPerData
+// times what it holds besides, gets no hash. The limits are those of package extract.
+const (
+	maxZeros     = 8 << 30
+	zerosPerData = 16
+)
+
+var errHoles = errors.New("nearly all holes")
+
+// sum gives the SHA-256 of a file's content; none, without an error, for a file that is nearly all holes.
 func (r *reader) sum(fs FS, n *Node, s *Stream, size int64) (string, error) {
 	r.hash.Reset()
-	r.err = nil
+	r.err, r.data, r.zeros = nil, 0, 0
 	r.runs.Reset(size)
 	if err := fs.Runs(n, s, &r.runs); err != nil {
 		return "", err
 	}
 	r.runs.Fill(mapfile.Hole)
 	r.take(r.runs.List)
+	if errors.Is(r.err, errHoles) {
+		return "", nil
+	}
 	if r.err != nil {
 		return "", r.err
 	}
@@ -58,6 +73,14 @@ func (r *reader) take(list []Run) {
 }
 
 func (r *reader) run(x *Run) error {
+	switch x.Kind {
+	case mapfile.Hole, mapfile.Unwritten, mapfile.Zero:
+		if r.zeros += x.Len; r.zeros > maxZeros && r.zeros/zerosPerData > r.data {
+			return errHoles
+		}
+	default:
+		r.data += x.Len
+	}
 	switch x.Kind {
 	case mapfile.Data:
 		return r.copy(x.Len, func(p []byte, at int64) error { return r.read(x.Dev, p, x.Off+at) })

@@ -1,0 +1,4 @@
+// Package e2e runs the built commands together on the stored images, and holds what they say against accounts that share
+// no code with vmkit: the hashes that an oracle noted when the image was made, and fixtures/closure.py, which knows
+// nothing but the map and the host files.
+package e2e
