@@ -131,10 +131,14 @@ func (l *listing) readRun(x *fsmap.Run, s *scratch) bool {
 			at += n
 			continue
 		}
-		for ; len(b) > 0; b, at = b[bs:], at+bs {
+		for ; int64(len(b)) >= bs; b, at = b[bs:], at+bs {
 			if !l.block(b[:bs], x.Off+at, x.At+at == 0) {
 				return false
 			}
+		}
+		if len(b) > 0 { // the volume ends within a block
+			l.bad(ondisk.Truncated(l.what(), "block", x.Off+at, len(b)))
+			at += int64(len(b))
 		}
 	}
 	return true

@@ -264,8 +264,8 @@ func AppendProblem(dst []byte, p *Problem) []byte {
 
 // AppendResult appends a result record.
 func AppendResult(dst []byte, r *Result) []byte {
-	dst = append(dst, `{"type":"result","volume":`...)
-	dst = strconv.AppendInt(dst, int64(r.Volume), 10)
+	dst = append(dst, `{"type":"result"`...)
+	dst = appendNotNone(dst, "volume", int64(r.Volume))
 	dst = appendName(dst, "name", r.Name)
 	dst = appendName(dst, "path", r.Path)
 	dst = appendNotEmpty(dst, "stream", r.Stream)
