@@ -102,14 +102,28 @@ func (in *Input) Open(t *Term, names []string) (*Images, error) {
 		Snapshot: in.Snapshot, Format: in.Format, Passphrase: ask,
 	}
 	for _, name := range names {
-		img, err := im.opener.Open(name)
-		if err != nil {
+		if err := im.open(name); err != nil {
 			im.Close()
 			return nil, err
 		}
-		im.List = append(im.List, img)
 	}
 	return im, nil
+}
+
+// open opens what the user named: an image, or all that a container such as an OVA holds.
+func (im *Images) open(name string) error {
+	all, err := im.opener.Names(name)
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		img, err := im.opener.Open(name)
+		if err != nil {
+			return err
+		}
+		im.List = append(im.List, img)
+	}
+	return nil
 }
 
 func (in *Input) check() error {

@@ -172,6 +172,34 @@ func TestContainers(t *testing.T) {
 	}
 }
 
+// TestOVA puts the disk into an OVA twice: both are mapped together, without unpacking.
+func TestOVA(t *testing.T) {
+	need(t, "python3", "zstd", "qemu-img", "tar")
+	dir := filepath.Dir(fixtures.Image(t, "gpt-disk", "disk.qcow2.zst"))
+	want := closure(t, dir, run(t, dir, nil, []int{0}, bin+"/vmmap", "disk.qcow2"))
+	ovf := `<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"><References>` +
+		`<File ovf:href="one.vmdk" ovf:id="f1"/><File ovf:href="two.vmdk" ovf:id="f2"/></References><DiskSection>` +
+		`<Disk ovf:diskId="v1" ovf:fileRef="f1"/><Disk ovf:diskId="v2" ovf:fileRef="f2"/></DiskSection></Envelope>`
+	if err := os.WriteFile(filepath.Join(dir, "web1.ovf"), []byte(ovf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"one.vmdk", "two.vmdk"} {
+		run(t, dir, nil, []int{0}, "qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", "disk.qcow2", name)
+	}
+	run(t, dir, nil, []int{0}, "tar", "--format=ustar", "-cf", "web1.ova", "web1.ovf", "one.vmdk", "two.vmdk")
+	got := closure(t, dir, run(t, dir, nil, []int{0}, bin+"/vmmap", "web1.ova"))
+	if len(got) != 2*len(want) {
+		t.Errorf("%d files, should be twice %d", len(got), len(want))
+	}
+	for path, sum := range want {
+		for _, disk := range []string{"one", "two"} {
+			if p := "web1.ova:" + disk + "/" + path; got[p] != sum {
+				t.Errorf("%s: %q, should be %s", p, got[p], sum)
+			}
+		}
+	}
+}
+
 // TestEvidence runs every command on an image and finds its bytes and times as they were.
 func TestEvidence(t *testing.T) {
 	need(t, "zstd")
