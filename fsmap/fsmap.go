@@ -98,6 +98,27 @@ func (n *Node) Reset() {
 		Target: n.Target[:0], Xattrs: n.Xattrs[:0], Streams: n.Streams[:0], Attrs: n.Attrs[:0], Problems: n.Problems[:0], Priv: n.Priv}
 }
 
+// ModeKind gives the kind that the type bits of a POSIX mode say, or 0.
+func ModeKind(mode uint32) mapfile.FileKind {
+	switch mode & 0o170000 {
+	case 0o100000:
+		return mapfile.Regular
+	case 0o040000:
+		return mapfile.Directory
+	case 0o120000:
+		return mapfile.Symlink
+	case 0o010000:
+		return mapfile.FIFO
+	case 0o140000:
+		return mapfile.Socket
+	case 0o020000:
+		return mapfile.Char
+	case 0o060000:
+		return mapfile.Block
+	}
+	return 0
+}
+
 // Info is what a file system says of itself.
 type Info struct {
 	Type      string // as blkid names it: "ext4", "vfat", "xfs", …

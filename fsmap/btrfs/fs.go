@@ -136,27 +136,6 @@ func timeAt(b []byte) mapfile.Time {
 	return mapfile.Time{Sec: int64(le.Uint64(b)), Nsec: int32(min(le.Uint32(b[8:]), 999999999)), Known: true}
 }
 
-// modeKind gives the kind of a mode word.
-func modeKind(mode uint32) mapfile.FileKind {
-	switch mode & 0o170000 {
-	case 0o100000:
-		return mapfile.Regular
-	case 0o040000:
-		return mapfile.Directory
-	case 0o120000:
-		return mapfile.Symlink
-	case 0o010000:
-		return mapfile.FIFO
-	case 0o140000:
-		return mapfile.Socket
-	case 0o020000:
-		return mapfile.Char
-	case 0o060000:
-		return mapfile.Block
-	}
-	return 0
-}
-
 // Node implements fsmap.FS.
 func (f *fs) Node(e fsmap.Entry, n *fsmap.Node) error {
 	n.Ref, n.Inode = e.Ref, e.Ref.ID
@@ -206,7 +185,7 @@ func (f *fs) Node(e fsmap.Entry, n *fsmap.Node) error {
 
 func (f *fs) inode(b []byte, n *fsmap.Node) {
 	mode := le.Uint32(b[inMode:])
-	n.Kind, n.Mode = modeKind(mode), int64(mode&0o7777)
+	n.Kind, n.Mode = fsmap.ModeKind(mode), int64(mode&0o7777)
 	n.Size = int64(le.Uint64(b[inSize:]))
 	n.UID, n.GID, n.Links = int64(le.Uint32(b[inUID:])), int64(le.Uint32(b[inGID:])), int64(le.Uint32(b[inLinks:]))
 	n.ATime, n.CTime, n.MTime = timeAt(b[inATime:]), timeAt(b[inCTime:]), timeAt(b[inMTime:])

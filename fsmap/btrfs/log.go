@@ -195,7 +195,7 @@ func (r *replayer) inode(x item) error {
 	mode := le.Uint32(x.data[inMode:])
 	size := le.Uint64(x.data[inSize:])
 	if exists && len(old.data) >= inLen && le.Uint64(x.data[inGeneration:]) == 0 {
-		if modeKind(mode) == mapfile.Regular && size != 0 {
+		if fsmap.ModeKind(mode) == mapfile.Regular && size != 0 {
 			b := bytes.Clone(old.data)
 			le.PutUint64(b[inSize:], size)
 			r.over.put(x.key, b, old.at)
@@ -203,7 +203,7 @@ func (r *replayer) inode(x item) error {
 		return nil
 	}
 	data := x.data
-	if exists && modeKind(mode) == mapfile.Directory && len(old.data) >= inLen {
+	if exists && fsmap.ModeKind(mode) == mapfile.Directory && len(old.data) >= inLen {
 		data = bytes.Clone(data)
 		copy(data[inSize:inSize+8], old.data[inSize:inSize+8])
 	}
@@ -220,7 +220,7 @@ func (r *replayer) inode(x item) error {
 	if err != nil {
 		return err
 	}
-	switch modeKind(mode) {
+	switch fsmap.ModeKind(mode) {
 	case mapfile.Directory:
 		return r.removeNames(x.id)
 	case mapfile.Regular:
@@ -318,7 +318,7 @@ func (r *replayer) countLinks(id uint64) error {
 		r.over.drop(it.key)
 		return nil
 	}
-	if modeKind(le.Uint32(it.data[inMode:])) == mapfile.Directory {
+	if fsmap.ModeKind(le.Uint32(it.data[inMode:])) == mapfile.Directory {
 		n = 1
 	}
 	if le.Uint32(it.data[inLinks:]) != uint32(n) {
@@ -480,7 +480,7 @@ func (r *replayer) refs(x item) error {
 			return err
 		}
 	}
-	kind := byte(slices.Index(kinds[:], modeKind(le.Uint32(inode.data[inMode:]))))
+	kind := byte(slices.Index(kinds[:], fsmap.ModeKind(le.Uint32(inode.data[inMode:]))))
 	for _, n := range names {
 		_, ok, err := r.sub.get(key{n.dir, tInodeItem, 0})
 		if err != nil {

@@ -141,7 +141,7 @@ func (v *volume) kind(rec []byte, a *attributes) mapfile.FileKind {
 		if a.child != 0 {
 			return mapfile.Directory
 		}
-		if k := modeKind(a.mode); a.hasMode && k != 0 {
+		if k := fsmap.ModeKind(a.mode); a.hasMode && k != 0 {
 			return k
 		}
 	}
@@ -149,27 +149,6 @@ func (v *volume) kind(rec []byte, a *attributes) mapfile.FileKind {
 		return mapfile.Directory
 	}
 	return mapfile.Regular
-}
-
-// modeKind gives the kind that the type bits of a POSIX mode say, or 0.
-func modeKind(mode uint32) mapfile.FileKind {
-	switch mode & 0o170000 {
-	case 0o100000:
-		return mapfile.Regular
-	case 0o040000:
-		return mapfile.Directory
-	case 0o120000:
-		return mapfile.Symlink
-	case 0o020000:
-		return mapfile.Char
-	case 0o060000:
-		return mapfile.Block
-	case 0o010000:
-		return mapfile.FIFO
-	case 0o140000:
-		return mapfile.Socket
-	}
-	return 0
 }
 
 // appendPlain appends a name of the primary tree as Linux shows it: in lower case, without ".;1" and ";1" at its end.
