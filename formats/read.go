@@ -18,8 +18,13 @@ var ErrMissing = fmt.Errorf("bytes are missing: %w", ondisk.ErrTruncated)
 // ErrEncrypted is what reading an extent of kind Encrypted gives.
 var ErrEncrypted = errors.New("bytes are encrypted and no key was given")
 
-// NewDisk gives a Mapper the reading that all of them share.
-func NewDisk(m Mapper, env *Env) Disk { return &disk{m, env} }
+// NewDisk gives a Mapper the reading that all of them share. One that is a host file as it is reads itself.
+func NewDisk(m Mapper, env *Env) Disk {
+	if p, ok := m.(*plain); ok {
+		return p
+	}
+	return &disk{m, env}
+}
 
 type disk struct {
 	Mapper
