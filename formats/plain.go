@@ -26,7 +26,9 @@ type stretch struct {
 func (p *plain) Size() int64 { return p.f.Size }
 
 // ReadAt implements io.ReaderAt without asking for holes first: the host reads them as zeros itself.
-func (p *plain) ReadAt(b []byte, off int64) (int, error) { return readClipped(p.f, b, 0, off, p.f.Size) }
+func (p *plain) ReadAt(b []byte, off int64) (int, error) {
+	return readClipped(p.f, b, 0, off, p.f.Size)
+}
 
 func (p *plain) ExtentAt(off, max int64) (Extent, error) {
 	e := Extent{Len: min(max, p.f.Size-off), Kind: Data, Disk: off, File: p.f, Off: off}
