@@ -57,6 +57,13 @@ func TestSingle(t *testing.T) {
 	if info.Label != "vmkit single" || info.Journal != "clean" || len(info.Snapshots) != 1 {
 		t.Errorf("volume: %+v", info)
 	}
+	numbers := map[uint64]string{}
+	for path, f := range tree.Files {
+		if other, ok := numbers[f.Inode]; ok && f.Ref != tree.Files[other].Ref {
+			t.Errorf("%s and %s have one inode number", path, other)
+		}
+		numbers[f.Inode] = path
+	}
 	kinds := map[mapfile.Kind]int{}
 	codecs := map[string]int{}
 	for _, f := range tree.Files {

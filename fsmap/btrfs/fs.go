@@ -136,9 +136,18 @@ func timeAt(b []byte) mapfile.Time {
 	return mapfile.Time{Sec: int64(le.Uint64(b)), Nsec: int32(min(le.Uint32(b[8:]), 999999999)), Known: true}
 }
 
+// number gives the number that a map shows. Subvolumes count their inodes each for itself; so that two files never have
+// one number, and are taken for one, those of subvolumes carry the subvolume's id above bit 40.
+func number(r fsmap.Ref) uint64 {
+	if r.Tree == idFS {
+		return r.ID
+	}
+	return r.Tree<<40 ^ r.ID
+}
+
 // Node implements fsmap.FS.
 func (f *fs) Node(e fsmap.Entry, n *fsmap.Node) error {
-	n.Ref, n.Inode = e.Ref, e.Ref.ID
+	n.Ref, n.Inode = e.Ref, number(e.Ref)
 	if e.Ref.ID == emptySubvolID { // what the kernel shows for a subvolume inside a snapshot
 		n.Kind, n.Mode, n.UID, n.GID, n.Links = mapfile.Directory, 0o755, 0, 0, 1
 		return nil
