@@ -139,6 +139,9 @@ func timeAt(b []byte) mapfile.Time {
 // number gives the number that a map shows. Subvolumes count their inodes each for itself; so that two files never have
 // one number, and are taken for one, those of subvolumes carry the subvolume's id above bit 40.
 func number(r fsmap.Ref) uint64 {
+	if r.ID&emptySubvol != 0 {
+		r.ID = 2 // the kernel's number for all of these
+	}
 	if r.Tree == idFS {
 		return r.ID
 	}
@@ -148,7 +151,7 @@ func number(r fsmap.Ref) uint64 {
 // Node implements fsmap.FS.
 func (f *fs) Node(e fsmap.Entry, n *fsmap.Node) error {
 	n.Ref, n.Inode = e.Ref, number(e.Ref)
-	if e.Ref.ID == emptySubvolID { // what the kernel shows for a subvolume inside a snapshot
+	if e.Ref.ID&emptySubvol != 0 { // what the kernel shows for a subvolume inside a snapshot
 		n.Kind, n.Mode, n.UID, n.GID, n.Links = mapfile.Directory, 0o755, 0, 0, 1
 		return nil
 	}
@@ -227,7 +230,7 @@ func (f *fs) readLink(t *tree, n *fsmap.Node) error {
 
 // ReadDir implements fsmap.FS.
 func (f *fs) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
-	if n.Ref.ID == emptySubvolID {
+	if n.Ref.ID&emptySubvol != 0 {
 		return nil
 	}
 	t, err := f.tree(n.Ref.Tree)
@@ -265,7 +268,7 @@ func (f *fs) subvolume(dir fsmap.Ref, d dirItem) fsmap.Ref {
 	const head = 18
 	it, ok, err := f.rootTree.get(key{dir.Tree, tRootRef, d.location.id})
 	if err != nil || !ok || len(it.data) < head || le.Uint64(it.data) != dir.ID || !bytes.Equal(it.data[head:], d.name) {
-		return fsmap.Ref{Tree: dir.Tree, ID: emptySubvolID}
+		return fsmap.Ref{Tree: dir.Tree, ID: emptySubvol | d.location.id}
 	}
 	return fsmap.Ref{Tree: d.location.id, ID: firstFreeID}
 }
