@@ -222,6 +222,15 @@ func (s *scan) extent(e *Extent, depth int) {
 			pack().IV = s.uint()
 		case "key":
 			pack().Key = s.name()
+		case "factors":
+			q := pack()
+			for s.begin('['); s.more(']'); {
+				f := s.id()
+				if f > 0xff {
+					s.fail("factor %d", f)
+				}
+				q.Factors = append(q.Factors, byte(f))
+			}
 		case "parts":
 			if depth >= MaxDepth {
 				s.fail("parts nested deeper than %d", MaxDepth)

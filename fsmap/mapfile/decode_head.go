@@ -296,6 +296,10 @@ func (r *Reader) decodeEnd() *End {
 			e.Checked, e.Kind = s.size(), EndOfFindings
 		case "differences":
 			e.Differences = s.size()
+		case "vms":
+			e.VMs, e.Kind = s.size(), EndOfVMs
+		case "clones":
+			e.Clones, e.Kind = s.size(), EndOfClones
 		default:
 			e.Rest = s.rest(e.Rest)
 		}

@@ -188,6 +188,16 @@ func appendPack(dst []byte, e *Extent) []byte {
 		dst = strconv.AppendUint(append(dst, `,"iv":`...), p.IV, 10)
 		dst = appendName(dst, "key", p.Key)
 	}
+	if len(p.Factors) > 0 {
+		dst = append(dst, `,"factors":[`...)
+		for i, f := range p.Factors {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = strconv.AppendUint(dst, uint64(f), 10)
+		}
+		dst = append(dst, ']')
+	}
 	dst = append(dst, `,"parts":[`...)
 	for i := range p.Parts {
 		if i > 0 {

@@ -165,6 +165,10 @@ func AppendEnd(dst []byte, e *End) []byte {
 	case EndOfFindings:
 		dst = appendInt(dst, "checked", e.Checked)
 		dst = appendInt(dst, "differences", e.Differences)
+	case EndOfVMs:
+		dst = appendInt(dst, "vms", e.VMs)
+	case EndOfClones:
+		dst = appendInt(dst, "clones", e.Clones)
 	}
 	dst = appendInt(dst, "problems", e.Problems)
 	return append(append(dst, e.Rest...), '}', '\n')

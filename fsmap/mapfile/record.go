@@ -82,14 +82,16 @@ type Extent struct {
 	Bytes []byte
 }
 
-// Pack is a stretch of coded bytes: its parts joined (codec "xor": side by side), then decoded to Full bytes.
+// Pack is a stretch of coded bytes: its parts joined (codecs "xor" and "raid6": side by side), then decoded to Full bytes.
 type Pack struct {
 	Codec  string
 	Full   int64
 	Sector int    // aes-xts-plain64 only
 	IV     uint64 // aes-xts-plain64 only
 	Key    string // aes-xts-plain64 only: the key's id
-	Parts  []Extent
+	// Factors, of raid6 only, has one for each part.
+	Factors []byte
+	Parts   []Extent
 }
 
 // Time is a point in time with nanoseconds. The zero value is "not known".
@@ -303,6 +305,8 @@ const (
 	EndOfMap EndKind = iota
 	EndOfResults
 	EndOfFindings
+	EndOfVMs
+	EndOfClones
 )
 
 // End is the last record of every stream.
@@ -315,6 +319,8 @@ type End struct {
 	OK, Partial, Failed, Skipped int64 // results
 
 	Checked, Differences int64 // findings
+
+	VMs, Clones int64
 
 	Rest Rest
 }

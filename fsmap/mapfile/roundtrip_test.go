@@ -202,6 +202,8 @@ func TestOtherRecordsRoundTrip(t *testing.T) {
 		&End{Files: 1, Bytes: 2, Problems: 3, Rest: Rest(`,"u":0`)},
 		&End{Kind: EndOfResults, OK: 1, Partial: 2, Failed: 3, Skipped: 4, Bytes: 5, Problems: 6},
 		&End{Kind: EndOfFindings, Checked: 1, Differences: 2, Problems: 3},
+		&End{Kind: EndOfVMs, VMs: 1},
+		&End{Kind: EndOfClones, Clones: 2, Problems: 3},
 	}
 	var buf bytes.Buffer
 	w := NewWriter(&buf)
