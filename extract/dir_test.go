@@ -59,7 +59,9 @@ func TestContent(t *testing.T) {
 	one := &mapfile.Pack{Codec: "zlib", Full: int64(len(plain)), Parts: []mapfile.Extent{whole}}
 	a, b := g.at([]byte("xor")), g.at([]byte("\x00\x01\x02"))
 	xor := &mapfile.Pack{Codec: "xor", Full: 3, Parts: []mapfile.Extent{a, b}}
-	for _, p := range []*mapfile.Pack{nest, two, one, xor} {
+	c, d := g.at([]byte("\x53\x53\x53\x53")), g.at([]byte("raid"))
+	raid6 := &mapfile.Pack{Codec: "raid6", Full: 4, Factors: []byte{3, 1}, Parts: []mapfile.Extent{c, d}}
+	for _, p := range []*mapfile.Pack{nest, two, one, xor, raid6} {
 		for i := range p.Parts {
 			p.Parts[i].At = mapfile.None
 		}
@@ -75,6 +77,7 @@ func TestContent(t *testing.T) {
 	g.add("/packed", mapfile.Regular, packed(one, 0, int64(len(plain))))
 	g.add("/partly", mapfile.Regular, packed(one, 13, 26), packed(one, 0, 13))
 	g.add("/nested", mapfile.Regular, packed(two, 0, int64(len(plain))))
+	g.add("/raid6", mapfile.Regular, packed(raid6, 0, 4))
 	g.add("/xor", mapfile.Regular, packed(xor, 0, 3))
 	slices.SortFunc(g.files, func(a, b mapfile.File) int { return strings.Compare(a.Path, b.Path) })
 	for _, workers := range []int{1, 4} {
@@ -92,6 +95,7 @@ func TestContent(t *testing.T) {
 		o.want(t, "/partly", "ok", "", "compressible compressible compressible ")
 		o.want(t, "/nested", "ok", "", string(plain))
 		o.want(t, "/xor", "ok", "", "xnp")
+		o.want(t, "/raid6", "ok", "", "\x87\x94\x9c\x91") // 0x53·3 is 0xf5
 		if n := lstat(t, o.dir+"/p1/sparse").Blocks * 512; n > 64<<10 {
 			t.Errorf("the sparse file takes %d bytes", n)
 		}

@@ -58,7 +58,7 @@ type Extent struct {
 // Pack is a stretch of coded bytes. It is immutable; extents of the same Pack may share it.
 type Pack struct {
 	codec.Spec
-	// Parts are joined in order, then decoded (XOR: side by side). A part's Len is what it contributes after its own
+	// Parts are joined in order, then decoded (see codec.SideBySide). A part's Len is what it contributes after its own
 	// decoding; its Disk is NoPos where the coded bytes are no part of the virtual disk.
 	Parts []Extent
 }

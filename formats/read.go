@@ -155,7 +155,7 @@ func (env *Env) decode(dst []byte, p *Pack) error {
 		}
 		at += q.Len
 	}
-	if p.Codec != codec.XOR {
+	if !codec.SideBySide(p.Codec) {
 		return codec.Decode(dst, p.Spec, env.keys.get, in)
 	}
 	parts := make([][]byte, len(p.Parts))
@@ -180,7 +180,7 @@ var packSeed = maphash.MakeSeed()
 
 // keyOf gives the key of a pack; ok is false for those that are cheap to decode, or seldom wanted twice.
 func keyOf(p *Pack) (k packKey, ok bool) {
-	if p.Codec == codec.XOR || p.Codec == codec.AESXTS || len(p.Parts) == 0 {
+	if codec.SideBySide(p.Codec) || p.Codec == codec.AESXTS || len(p.Parts) == 0 {
 		return packKey{}, false
 	}
 	k = packKey{file: p.Parts[0].File, off: p.Parts[0].Off, full: p.Full, codec: p.Codec}

@@ -32,7 +32,7 @@ type composer struct {
 	packed *mapfile.Pack // this, for extents of image
 	around int
 
-	wide *mapfile.Pack // made by xor last
+	wide *mapfile.Pack // made by beside last
 }
 
 type stretch struct {
@@ -209,13 +209,13 @@ func (c *composer) convertPack(p *formats.Pack, around, depth int) *mapfile.Pack
 }
 
 func specOf(s *codec.Spec) *mapfile.Pack {
-	return &mapfile.Pack{Codec: s.Codec, Full: s.Full, Sector: s.Sector, IV: s.IV, Key: s.Key}
+	return &mapfile.Pack{Codec: s.Codec, Full: s.Full, Sector: s.Sector, IV: s.IV, Key: s.Key, Factors: s.Factors}
 }
 
 // pack adds a run that is decoded from parts of the volume. Where a part can't be had, neither can the run.
 func (c *composer) pack(r *Run) {
-	if r.Pack.Codec == codec.XOR {
-		c.xor(r)
+	if codec.SideBySide(r.Pack.Codec) {
+		c.beside(r)
 		return
 	}
 	x := mapfile.Extent{At: r.At, Len: r.Len, Kind: mapfile.Packed, Disk: mapfile.None, Image: mapfile.None, Skip: r.Skip}
@@ -252,6 +252,19 @@ func (c *composer) resolve(p *Pack, depth int) (pack *mapfile.Pack, lost mapfile
 			}
 			continue
 		case mapfile.Packed:
+			if codec.SideBySide(r.Pack.Codec) {
+				c.sideBySide(r.Pack, r.Skip, r.Len, depth+1, func(x mapfile.Extent, e error) bool {
+					if x.Pack == nil {
+						lost, err = x.Kind, e
+					}
+					q.Parts = append(q.Parts, x)
+					return lost == 0
+				})
+				if lost != 0 {
+					return nil, lost, err
+				}
+				continue
+			}
 			x.Skip = r.Skip
 			if x.Pack, lost, err = c.resolve(r.Pack, depth+1); lost != 0 {
 				return nil, lost, err
@@ -275,50 +288,64 @@ func join(parts []mapfile.Extent, x mapfile.Extent) []mapfile.Extent {
 	return append(parts, x)
 }
 
-// xor adds a run whose parts lie side by side: it is cut wherever one of them is.
-func (c *composer) xor(r *Run) {
-	for done := int64(0); done < r.Len; {
-		skip, n := r.Skip+done, r.Len-done
-		for i := range r.Pack.Parts {
-			if p := &r.Pack.Parts[i]; p.Kind == mapfile.Data {
-				e, _ := c.lookup(p.Dev, p.Off+skip, n)
-				n = e.Len
+// sideBySide resolves n bytes, from skip on, of a pack whose parts lie so, and calls add with each piece: it is cut
+// wherever one of the parts is. It stops at what add says so of.
+func (c *composer) sideBySide(p *Pack, skip, n int64, depth int, add func(x mapfile.Extent, err error) bool) {
+	for n > 0 {
+		k := n
+		for i := range p.Parts {
+			if q := &p.Parts[i]; q.Kind == mapfile.Data {
+				e, _ := c.lookup(q.Dev, q.Off+skip, k)
+				k = e.Len
 			}
 		}
-		piece := Pack{Spec: codec.Spec{Codec: codec.XOR, Full: n}}
-		for _, p := range r.Pack.Parts {
-			if p.Kind == mapfile.Data {
-				p.Off += skip
+		piece := Pack{Spec: p.Spec}
+		piece.Full = k
+		for _, q := range p.Parts {
+			if q.Kind == mapfile.Data {
+				q.Off += skip
 			} else {
-				p.Skip += skip
+				q.Skip += skip
 			}
-			p.Len = n
-			piece.Parts = append(piece.Parts, p)
+			q.Len = k
+			piece.Parts = append(piece.Parts, q)
 		}
-		x := mapfile.Extent{At: r.At + done, Len: n, Kind: mapfile.Packed, Disk: mapfile.None, Image: mapfile.None}
-		pack, lost, err := c.resolve(&piece, 0)
+		x := mapfile.Extent{Len: k, Kind: mapfile.Packed, Disk: mapfile.None, Image: mapfile.None}
+		pack, lost, err := c.resolve(&piece, depth)
 		if x.Pack = pack; lost != 0 {
 			x.Kind = lost
-			if c.err == nil {
-				c.err = err
-			}
 		}
-		if lost != 0 || !c.widen(pack) {
-			c.push(&x)
-			c.wide = pack
+		if !add(x, err) {
+			return
 		}
-		done += n
+		skip, n = skip+k, n-k
 	}
 }
 
-// widen makes the last extent, if xor made it, longer by a pack whose parts all go on where its own end.
+// beside adds a run of a pack whose parts lie side by side.
+func (c *composer) beside(r *Run) {
+	at := r.At
+	c.sideBySide(r.Pack, r.Skip, r.Len, 0, func(x mapfile.Extent, err error) bool {
+		x.At, at = at, at+x.Len
+		if err != nil && c.err == nil {
+			c.err = err
+		}
+		if x.Pack == nil || !c.widen(x.Pack) {
+			c.push(&x)
+			c.wide = x.Pack
+		}
+		return true
+	})
+}
+
+// widen makes the last extent, if beside made it, longer by a pack whose parts all go on where its own end.
 func (c *composer) widen(x *mapfile.Pack) bool {
 	if len(c.out) == 0 {
 		return false
 	}
 	last := &c.out[len(c.out)-1]
 	p := last.Pack
-	if p == nil || p != c.wide || p.Full+x.Full > codec.MaxFull || len(p.Parts) != len(x.Parts) {
+	if p == nil || p != c.wide || p.Full+x.Full > codec.MaxFull || !sameSpec(p, x) {
 		return false
 	}
 	for i := range p.Parts {
@@ -376,7 +403,7 @@ func samePack(p, q *mapfile.Pack) bool {
 	if p == q {
 		return true
 	}
-	if p.Codec != q.Codec || p.Full != q.Full || p.IV != q.IV || len(p.Parts) != len(q.Parts) {
+	if p.Full != q.Full || p.IV != q.IV || !sameSpec(p, q) {
 		return false
 	}
 	for i := range p.Parts {
@@ -387,6 +414,11 @@ func samePack(p, q *mapfile.Pack) bool {
 		}
 	}
 	return true
+}
+
+// sameSpec tells whether both are made of as many parts in the same way.
+func sameSpec(p, q *mapfile.Pack) bool {
+	return p.Codec == q.Codec && p.Key == q.Key && string(p.Factors) == string(q.Factors) && len(p.Parts) == len(q.Parts)
 }
 
 func zeros(b []byte) bool {

@@ -176,8 +176,8 @@ func TestComposePack(t *testing.T) {
 	}
 }
 
-// TestComposeXOR: parts that lie side by side stay so, whatever they lie on.
-func TestComposeXOR(t *testing.T) {
+// TestComposeSideBySide: parts that lie side by side stay so, whatever they lie on, within another pack too.
+func TestComposeSideBySide(t *testing.T) {
 	f := &formats.File{ID: 1}
 	d := &fakeDisk{size: 300, extents: []formats.Extent{
 		{Len: 30, Kind: formats.Data, File: f, Off: 1000},
@@ -206,6 +206,35 @@ func TestComposeXOR(t *testing.T) {
 	}
 	if total != 80 || len(c.out) != 3 {
 		t.Errorf("%d extents of %d bytes", len(c.out), total)
+	}
+
+	// Within zlib, after a part that is data, and with factors.
+	c.begin()
+	raid6 := &Pack{Spec: codec.Spec{Codec: codec.RAID6, Full: 100, Factors: []byte{7, 9}}, Parts: []Run{
+		{Len: 100, Kind: mapfile.Data, Off: 0},
+		{Len: 100, Kind: mapfile.Data, Off: 190},
+	}}
+	c.run(&Run{At: 0, Len: 500, Kind: mapfile.Packed, Pack: &Pack{Spec: codec.Spec{Codec: codec.Zlib, Full: 500}, Parts: []Run{
+		{Len: 20, Kind: mapfile.Data, Off: 100},
+		{Len: 80, Kind: mapfile.Packed, Skip: 10, Pack: raid6},
+	}}})
+	if len(c.out) != 1 || len(c.out[0].Pack.Parts) != 4 {
+		t.Fatalf("%+v", c.out)
+	}
+	at := int64(0)
+	for _, x := range c.out[0].Pack.Parts[1:] {
+		if x.Kind != mapfile.Packed || x.Skip != 0 || x.Pack.Full != x.Len || string(x.Pack.Factors) != "\x07\x09" || len(x.Pack.Parts) != 2 {
+			t.Fatalf("%+v of %+v", x, x.Pack)
+		}
+		for i, want := range []int64{10 + at, 200 + at} {
+			if p := x.Pack.Parts[i]; p.Len != x.Len || p.Disk != want {
+				t.Errorf("part %d at %d: %+v", i, at, p)
+			}
+		}
+		at += x.Len
+	}
+	if at != 80 {
+		t.Errorf("the parts are %d bytes", at)
 	}
 }
 

@@ -172,9 +172,9 @@ func gather(m formats.Mapper, off, n int64) ([]formats.Extent, error) {
 	return parts, nil
 }
 
-// xorOf is the bytes at off of the one member of a stripe that is lost: all others of it combined. It is as long as
-// the shortest extent of these; missing where one of them is missing too.
-func xorOf(others []formats.Mapper, off, max int64) (formats.Extent, error) {
+// combined is the bytes at off of a lost member of a stripe: the others of it combined, each with its factor (nil: with
+// XOR). It is as long as the shortest extent of these; missing where one of them is missing too.
+func combined(others []formats.Mapper, factors []byte, off, max int64) (formats.Extent, error) {
 	n := min(max, packWindow-off%packWindow)
 	for _, m := range others {
 		e, err := at0(m, off, n)
@@ -184,24 +184,29 @@ func xorOf(others []formats.Mapper, off, max int64) (formats.Extent, error) {
 		}
 	}
 	var parts []formats.Extent
-	for _, m := range others {
+	spec := codec.Spec{Codec: codec.XOR, Full: n}
+	for i, m := range others {
 		e, err := m.ExtentAt(off, n)
 		if err != nil || e.Len != n {
 			return formats.Extent{Len: n, Kind: formats.Missing, Disk: formats.NoPos}, err
 		}
-		if e.Kind != formats.Zero {
-			parts = append(parts, e)
+		if e.Kind == formats.Zero {
+			continue
+		}
+		parts = append(parts, e)
+		if factors != nil {
+			spec.Codec, spec.Factors = codec.RAID6, append(spec.Factors, factors[i])
 		}
 	}
-	switch len(parts) {
-	case 0:
+	switch {
+	case len(parts) == 0:
 		return formats.Extent{Len: n, Kind: formats.Zero, Disk: formats.NoPos}, nil
-	case 1:
+	case len(parts) == 1 && factors == nil:
 		return parts[0], nil // the rest are zeros
 	}
 	return formats.Extent{
 		Len: n, Kind: formats.Packed, Disk: formats.NoPos, Image: parts[0].Image,
-		Pack: &formats.Pack{Spec: codec.Spec{Codec: codec.XOR, Full: n}, Parts: parts},
+		Pack: &formats.Pack{Spec: spec, Parts: parts},
 	}, nil
 }
 
@@ -212,6 +217,8 @@ type parity struct {
 	place  func(stripe int64, k int) (data, p, q int) // see parityLayout
 	parity int                                        // members a stripe can lose: 1 or 2
 	n      int64
+	// ddf says that Q numbers all members in order, its own place and P's too, and not the data from behind Q on.
+	ddf bool
 }
 
 func (r *parity) Size() int64 { return r.n }
@@ -220,7 +227,7 @@ func (r *parity) ExtentAt(off, max int64) (formats.Extent, error) {
 	c, in := off/r.chunk, off%r.chunk
 	width := int64(len(r.legs) - r.parity)
 	stripe := c / width
-	d, _, q := r.place(stripe, int(c%width))
+	d, p, q := r.place(stripe, int(c%width))
 	at := stripe*r.chunk + in
 	e, err := at0(r.legs[d], at, min(max, r.chunk-in, r.n-off))
 	if err == nil && e.Kind != formats.Missing {
@@ -232,8 +239,59 @@ func (r *parity) ExtentAt(off, max int64) (formats.Extent, error) {
 			others = append(others, m)
 		}
 	}
-	return xorOf(others, at, e.Len)
+	e, err = combined(others, nil, at, e.Len)
+	if e.Kind != formats.Missing || q < 0 || len(r.legs) > codec.MaxRAID6 {
+		return e, err
+	}
+	return r.withQ(d, p, q, at, e.Len)
 }
+
+// withQ is the bytes at off of member d, whose stripe has lost one more member.
+func (r *parity) withQ(d, p, q int, off, max int64) (formats.Extent, error) {
+	other, n := -1, max
+	for i, m := range r.legs {
+		if i == d {
+			continue
+		}
+		e, err := at0(m, off, n)
+		n = min(n, e.Len)
+		if err == nil && e.Kind != formats.Missing && e.Kind != formats.Encrypted {
+			continue
+		}
+		if other >= 0 || i == q {
+			return formats.Extent{Len: n, Kind: formats.Missing, Disk: formats.NoPos}, err
+		}
+		other = i
+	}
+	if other < 0 {
+		return formats.Extent{Len: n, Kind: formats.Missing, Disk: formats.NoPos}, nil
+	}
+	number := func(i int) int {
+		switch k := len(r.legs); {
+		case i == p:
+			return codec.RAID6P
+		case i == q:
+			return codec.RAID6Q
+		case r.ddf:
+			return i
+		case (p-q-1+k)%k < (i-q-1+k)%k:
+			return (i-q-1+k)%k - 1
+		default:
+			return (i - q - 1 + k) % k
+		}
+	}
+	var rest []formats.Mapper
+	var factors []byte
+	for i, m := range r.legs {
+		if i != d && i != other {
+			rest, factors = append(rest, m), append(factors, codec.RAID6Factor(number(d), number(other), number(i)))
+		}
+	}
+	return combined(rest, factors, off, n)
+}
+
+// ddfQ tells whether a layout of level 6 is one of DDF's.
+func ddfQ(layout int) bool { return layout >= 8 && layout <= 10 }
 
 // parityLayout gives the function that says, for a stripe and the number of a data chunk in it, on which member that
 // chunk lies, and where P and Q do (-1: there is no Q). The numbers are the kernel's (drivers/md/raid5.h).

@@ -137,6 +137,25 @@ func TestLVMLost(t *testing.T) {
 	}
 }
 
+// TestLVMTwoLost leaves out every two physical volumes: the second parity brings level 6 back.
+func TestLVMTwoLost(t *testing.T) {
+	images := stored(t, "lvm", "raid")
+	for a := range images {
+		for b := range a {
+			vols := scanAll(t, slices.Delete(slices.Delete(slices.Clone(images), a, a+1), b, b+1), Options{})
+			for _, c := range lvCases(t)["raid"] {
+				if !strings.HasPrefix(c.name, "raid6") {
+					continue
+				}
+				v := find(t, vols, "vg/"+c.name)
+				if got, err := sha(v.Disk, 0, v.Size); err != nil || got != c.sha {
+					t.Errorf("%s without disks %d and %d: %s, %v", c.name, b, a, got, err)
+				}
+			}
+		}
+	}
+}
+
 // TestNested reads LUKS2 on a logical volume that lies on a mirror and on a disk, also without a half of the mirror.
 func TestNested(t *testing.T) {
 	c := lvCases(t)["nested"][0]

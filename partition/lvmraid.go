@@ -89,7 +89,7 @@ func (c *segment) raid(kind string) (formats.Mapper, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.redundant(&parity{legs: legs, chunk: chunk, place: f, parity: spare, n: c.size}, failed)
+	return c.redundant(&parity{legs: legs, chunk: chunk, place: f, parity: spare, n: c.size, ddf: lay.level == 6 && ddfQ(lay.layout)}, failed)
 }
 
 // raidSuper reads the superblock in a metadata volume; nil: there is none to be had.

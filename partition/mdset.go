@@ -229,7 +229,7 @@ func (set *mdSet) compose() (formats.Mapper, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &parity{legs: legs, chunk: set.chunk * 512, place: f, parity: spare, n: each * int64(len(legs)-spare)}, nil
+		return &parity{legs: legs, chunk: set.chunk * 512, place: f, parity: spare, n: each * int64(len(legs)-spare), ddf: set.level == 6 && ddfQ(set.layout)}, nil
 	case 10:
 		if set.chunk <= 0 {
 			return nil, ondisk.Corrupt(what, "chunk size", set.at, set.chunk)

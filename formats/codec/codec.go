@@ -24,6 +24,7 @@ const (
 	Xpress16 = "xpress16k"
 	LZX32K   = "lzx32k"
 	XOR      = "xor"             // parts of equal length
+	RAID6    = "raid6"           // parts of equal length, with Factors
 	AESXTS   = "aes-xts-plain64" // with Sector, IV and Key
 )
 
@@ -34,6 +35,8 @@ type Spec struct {
 	Sector int    // AESXTS: bytes of one encryption unit, 512 to 4096
 	IV     uint64 // AESXTS: number of the first unit, counted in 512-byte sectors
 	Key    string // AESXTS: the id of the key, never the key
+	// Factors, of RAID6, has one for each part: see RAID6Factor.
+	Factors []byte
 }
 
 // MaxFull bounds the decoded length of one packed extent: 64 MiB, above every format's largest unit (2 MiB QCOW2
@@ -50,12 +53,15 @@ var decoders = map[string]decoder{}
 
 // Known reports whether the codec's name has a decoder here.
 func Known(name string) bool {
-	return name == XOR || name == AESXTS || decoders[name] != nil
+	return SideBySide(name) || name == AESXTS || decoders[name] != nil
 }
 
-// Decode fills dst, whose length is s.Full, from the parts: joined in order, or, for XOR, side by side. What follows
-// in the input once dst is full is ignored; a decoder that ends before is an error that wraps ondisk.ErrCorrupt. It is
-// safe for concurrent use.
+// SideBySide tells whether the codec takes parts of equal length side by side, not joined.
+func SideBySide(name string) bool { return name == XOR || name == RAID6 }
+
+// Decode fills dst, whose length is s.Full, from the parts: joined in order, or side by side (see SideBySide).
+// What follows in the input once dst is full is ignored; a decoder that ends before is an error that wraps
+// ondisk.ErrCorrupt. It is safe for concurrent use.
 func Decode(dst []byte, s Spec, keys Keys, parts ...[]byte) error {
 	if int64(len(dst)) != s.Full {
 		return fmt.Errorf("codec %s: buffer of %d bytes for %d", s.Codec, len(dst), s.Full)
@@ -63,6 +69,8 @@ func Decode(dst []byte, s Spec, keys Keys, parts ...[]byte) error {
 	switch s.Codec {
 	case XOR:
 		return xor(dst, parts)
+	case RAID6:
+		return raid6(dst, s.Factors, parts)
 	case AESXTS:
 		return aesXTS(dst, s, keys, join(parts))
 	}

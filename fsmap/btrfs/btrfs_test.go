@@ -107,32 +107,40 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestRAID5 reads three devices, and any two of them.
-func TestRAID5(t *testing.T) {
-	dir := filepath.Dir(fixtures.Image(t, "btrfs", "raid5.tar.zst"))
-	expect := fixtures.Expect(t, "btrfs", "raid5.tree.tsv")
-	for _, absent := range []int{0, 1, 2, 3} {
-		t.Run(fmt.Sprintf("without %d", absent), func(t *testing.T) {
+// TestRAID reads arrays whole, and without every device, or two, that their level can do without.
+func TestRAID(t *testing.T) {
+	for _, c := range []struct{ level, devices, spare int }{{5, 3, 1}, {6, 4, 2}} {
+		name := fmt.Sprintf("raid%d", c.level)
+		dir := filepath.Dir(fixtures.Image(t, "btrfs", name+".tar.zst"))
+		expect := fixtures.Expect(t, "btrfs", name+".tree.tsv")
+		for absent := range 1 << c.devices {
 			var members []fsmap.Member
-			for i := 1; i <= 3; i++ {
-				if i != absent {
-					members = append(members, member(t, filepath.Join(dir, fmt.Sprintf("raid5-%d.img", i))))
+			for i := range c.devices {
+				if absent>>i&1 == 0 {
+					members = append(members, member(t, filepath.Join(dir, fmt.Sprintf("%s-%d.img", name, i+1))))
 				}
 			}
-			tree := walk(t, fsmap.Options{}, members...)
-			tree.Compare(t, expect, 0)
-			sound(t, tree)
-			notes := strings.Join(tree.FS.Info().Notes, "\n")
-			if (absent != 0) != strings.Contains(notes, "1 of 3 devices are absent") {
-				t.Errorf("notes: %s", notes)
-			}
-		})
-	}
-	t.Run("one alone", func(t *testing.T) {
-		if fs, err := openSet([]fsmap.Member{member(t, filepath.Join(dir, "raid5-1.img"))}, fsmap.Options{}); err == nil && len(fs.Info().Problems) == 0 {
-			t.Error("two devices of a RAID 5 are absent, and nothing is said")
+			lost := c.devices - len(members)
+			t.Run(fmt.Sprintf("%s without %0*b", name, c.devices, absent), func(t *testing.T) {
+				switch {
+				case len(members) == 0:
+					return
+				case lost > c.spare:
+					if fs, err := openSet(members, fsmap.Options{}); err == nil && len(fs.Info().Problems) == 0 {
+						t.Errorf("%d devices are absent, and nothing is said", lost)
+					}
+					return
+				}
+				tree := walk(t, fsmap.Options{}, members...)
+				tree.Compare(t, expect, 0)
+				sound(t, tree)
+				notes := strings.Join(tree.FS.Info().Notes, "\n")
+				if (lost > 0) != strings.Contains(notes, fmt.Sprintf("%d of %d devices are absent", lost, c.devices)) {
+					t.Errorf("notes: %s", notes)
+				}
+			})
 		}
-	})
+	}
 }
 
 // TestXXHash holds the checksum against the reference implementation's vectors (xxhsum 0.8.1 -H1, seed 0).

@@ -100,30 +100,29 @@ func (c *chunk) mirrors() int {
 	return 1
 }
 
-// place gives where the byte at off of the chunk lies in copy mirror, and how many bytes follow it there. For RAID 5
-// and 6 row is the stripe row, else -1.
-func (c *chunk) place(off int64, mirror int) (s stripe, n, row int64) {
+// place gives where the byte at off of the chunk lies in copy mirror, and how many bytes follow it there.
+func (c *chunk) place(off int64, mirror int) (s stripe, n int64) {
 	nr, in := off/c.stripeLen, off%c.stripeLen
 	num := int64(len(c.stripes))
 	switch {
 	case c.typ&bgRAID0 != 0:
 		s = c.stripes[nr%num]
-		return stripe{s.dev, s.off + nr/num*c.stripeLen + in}, c.stripeLen - in, -1
+		return stripe{s.dev, s.off + nr/num*c.stripeLen + in}, c.stripeLen - in
 	case c.typ&bgRAID10 != 0:
 		groups := num / int64(c.sub)
 		s = c.stripes[nr%groups*int64(c.sub)+int64(mirror)]
-		return stripe{s.dev, s.off + nr/groups*c.stripeLen + in}, c.stripeLen - in, -1
+		return stripe{s.dev, s.off + nr/groups*c.stripeLen + in}, c.stripeLen - in
 	case c.typ&(bgRAID5|bgRAID6) != 0:
-		data := num - c.parity()
+		data := num - int64(c.parity())
 		row := nr / data
 		s = c.stripes[(row+nr%data)%num]
-		return stripe{s.dev, s.off + row*c.stripeLen + in}, c.stripeLen - in, row
+		return stripe{s.dev, s.off + row*c.stripeLen + in}, c.stripeLen - in
 	}
 	s = c.stripes[mirror]
-	return stripe{s.dev, s.off + off}, c.length - off, -1
+	return stripe{s.dev, s.off + off}, c.length - off
 }
 
-func (c *chunk) parity() int64 {
+func (c *chunk) parity() int {
 	if c.typ&bgRAID6 != 0 {
 		return 2
 	}
@@ -151,7 +150,7 @@ func (m *chunkMap) complete(c *chunk) bool {
 		}
 		return true
 	case c.typ&(bgRAID5|bgRAID6) != 0:
-		return absent(c.stripes) <= 1
+		return absent(c.stripes) <= c.parity()
 	}
 	return absent(c.stripes) == 0
 }
@@ -170,46 +169,69 @@ func (m *chunkMap) runs(logical, n int64, add func(fsmap.Run) error) error {
 			return err
 		}
 		off := logical - c.logical
-		var s stripe
-		var k, row int64
-		ok := false
+		var x fsmap.Run
 		for mirror := range c.mirrors() {
-			s, k, row = c.place(off, mirror)
-			if k = min(k, n, c.length-off); m.present(s, k) {
-				ok = true
+			s, k := c.place(off, mirror)
+			x = fsmap.Run{Len: min(k, n, c.length-off), Kind: mapfile.Data, Off: s.off, Dev: s.dev}
+			if m.present(s, x.Len) {
 				break
 			}
+			x = fsmap.Run{Len: x.Len, Kind: mapfile.Missing}
 		}
-		x := fsmap.Run{Len: k, Kind: mapfile.Data, Off: s.off, Dev: s.dev}
-		if !ok {
-			x = fsmap.Run{Len: k, Kind: mapfile.Missing}
-			if row >= 0 {
-				x = m.rebuild(c, s, row, off%c.stripeLen, k, x)
-			}
+		if x.Kind == mapfile.Missing {
+			x = m.rebuild(c, off, x.Len)
 		}
 		if err := add(x); err != nil {
 			return err
 		}
-		logical, n = logical+k, n-k
+		logical, n = logical+x.Len, n-x.Len
 	}
 	return nil
 }
 
-// rebuild gives the lost data stripe of a RAID 5 or 6 row from the others and P, if all of those are there.
-func (m *chunkMap) rebuild(c *chunk, lost stripe, row, in, n int64, missing fsmap.Run) fsmap.Run {
-	num := int64(len(c.stripes))
+// rebuild gives n bytes at off of the chunk, within one stripe that is lost, from what else there is of its row; Missing
+// where there is not enough, or no parity.
+func (m *chunkMap) rebuild(c *chunk, off, n int64) fsmap.Run {
+	missing := fsmap.Run{Len: n, Kind: mapfile.Missing}
+	if c.typ&(bgRAID5|bgRAID6) == 0 {
+		return missing
+	}
+	num := len(c.stripes)
 	data := num - c.parity()
+	row := off / c.stripeLen / int64(data)
+	lost := int(off / c.stripeLen % int64(data))
+	members := make([]stripe, num) // the data stripes, then P, then Q
+	var absent []int               // besides the lost one
+	for i := range members {
+		members[i] = c.stripes[(row+int64(i))%int64(num)]
+		members[i].off += row*c.stripeLen + off%c.stripeLen
+		if i != lost && !m.present(members[i], n) {
+			absent = append(absent, i)
+		}
+	}
+	number := func(i int) int {
+		if i < data {
+			return i
+		}
+		return codec.RAID6P - (i - data)
+	}
 	pack := &fsmap.Pack{Spec: codec.Spec{Codec: codec.XOR, Full: n}}
-	for i := range data + 1 { // the data stripes, then P
-		p := c.stripes[(row+i)%num]
-		p.off += row*c.stripeLen + in
-		if p == lost {
+	switch {
+	case len(absent) == 0, len(absent) == 1 && absent[0] == data+1:
+		members = members[:data+1] // P is enough
+	case len(absent) > 1 || c.typ&bgRAID6 == 0 || data > codec.MaxRAID6:
+		return missing
+	default:
+		pack.Codec = codec.RAID6
+	}
+	for i, s := range members {
+		if i == lost || slices.Contains(absent, i) {
 			continue
 		}
-		if !m.present(p, n) {
-			return missing
+		pack.Parts = append(pack.Parts, fsmap.Run{Len: n, Kind: mapfile.Data, Off: s.off, Dev: s.dev})
+		if pack.Codec == codec.RAID6 {
+			pack.Factors = append(pack.Factors, codec.RAID6Factor(lost, number(absent[0]), number(i)))
 		}
-		pack.Parts = append(pack.Parts, fsmap.Run{Len: n, Kind: mapfile.Data, Off: p.off, Dev: p.dev})
 	}
 	return fsmap.Run{Len: n, Kind: mapfile.Packed, Pack: pack}
 }

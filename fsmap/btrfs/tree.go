@@ -9,8 +9,8 @@ import (
 	"sort"
 	"sync"
 
+	"vmkit/formats/codec"
 	"vmkit/formats/ondisk"
-	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -138,7 +138,7 @@ func (f *fs) readMirror(c *chunk, at int64, mirror int, b []byte) error {
 		if off >= c.length {
 			return ondisk.Truncated("btrfs node", "it crosses the end of a chunk", at, nil)
 		}
-		s, k, _ := c.place(off, mirror)
+		s, k := c.place(off, mirror)
 		k = min(k, int64(len(b)))
 		if !f.chunks.present(s, k) {
 			return errAbsent
@@ -151,27 +151,25 @@ func (f *fs) readMirror(c *chunk, at int64, mirror int, b []byte) error {
 	return nil
 }
 
+// readRebuilt reads a node's bytes from the rest of its row.
 func (f *fs) readRebuilt(c *chunk, at int64, b []byte) error {
 	off := at - c.logical
-	s, k, row := c.place(off, 0)
-	if k < int64(len(b)) || row < 0 {
+	if _, k := c.place(off, 0); k < int64(len(b)) {
 		return ondisk.ErrCorrupt
 	}
-	x := f.chunks.rebuild(c, s, row, off%c.stripeLen, int64(len(b)), fsmap.Run{Kind: mapfile.Missing})
+	x := f.chunks.rebuild(c, off, int64(len(b)))
 	if x.Kind != mapfile.Packed {
 		return ondisk.ErrTruncated
 	}
-	part := make([]byte, len(b))
-	clear(b)
+	var parts [][]byte
 	for _, p := range x.Pack.Parts {
+		part := make([]byte, len(b))
 		if err := ondisk.ReadFull(f.members[p.Dev].R, part, p.Off, "btrfs node"); err != nil {
 			return err
 		}
-		for i := range b {
-			b[i] ^= part[i]
-		}
+		parts = append(parts, part)
 	}
-	return nil
+	return codec.Decode(b, x.Pack.Spec, nil, parts...)
 }
 
 func (f *fs) checkNode(b []byte, at int64) error {

@@ -67,6 +67,8 @@ func genExtent(t *rapid.T, at, n int64, depth int) Extent {
 		e.Pack = &Pack{Codec: "zlib", Full: e.Skip + n + rapid.Int64Range(0, 9).Draw(t, "rest")}
 		if rapid.Bool().Draw(t, "aes") {
 			e.Pack.Codec, e.Pack.Sector, e.Pack.IV, e.Pack.Key = "aes-xts-plain64", 512, rapid.Uint64().Draw(t, "iv"), "key 0"
+		} else if rapid.Bool().Draw(t, "raid6") {
+			e.Pack.Codec, e.Pack.Factors = "raid6", rapid.SliceOfN(rapid.Byte(), 1, 4).Draw(t, "factors")
 		}
 		for range rapid.IntRange(1, 3).Draw(t, "parts") {
 			e.Pack.Parts = append(e.Pack.Parts, genExtent(t, None, rapid.Int64Range(1, 1<<30).Draw(t, "len"), depth+1))

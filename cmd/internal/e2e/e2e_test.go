@@ -81,6 +81,7 @@ func TestClosure(t *testing.T) {
 	need(t, "python3", "zstd")
 	cases := []struct{ name, image, expect string }{
 		{"btrfs", "single.img.zst", "single.tree.tsv"}, {"btrfs", "log.img.zst", "log.tree.tsv"}, {"btrfs", "raid5.tar.zst", "raid5.tree.tsv"},
+		{"btrfs", "raid6.tar.zst", "raid6.tree.tsv"},
 		{"exfat-fuse", "small.img.zst", "tree.tsv"},
 		{"ext4-journal", "data.img.zst", "data.tsv.zst"}, {"ext4-journal", "csum3-64bit.img.zst", "csum3-64bit.tsv.zst"}, {"ext4-journal", "fast.img.zst", "fast.tsv.zst"},
 		{"ext4-journal", "wrapped.img.zst", "wrapped.tsv.zst"}, {"ext4-kernel", "ext4-inline.img.zst", "ext4-inline.tsv.zst"},
@@ -98,8 +99,10 @@ func TestClosure(t *testing.T) {
 				t.Fatal(err)
 			}
 			args := []string{"--hash"}
-			for _, e := range entries {
-				args = append(args, e.Name())
+			for i, e := range entries {
+				if c.image != "raid6.tar.zst" || i%2 == 0 { // two of four devices are enough
+					args = append(args, e.Name())
+				}
 			}
 
 			sums := closure(t, dir, run(t, dir, nil, []int{0}, bin+"/vmmap", args...))
