@@ -26,6 +26,18 @@ type VM struct {
 	Changed    []Changed         `json:"changed,omitempty"`
 	Versions   map[string]string `json:"versions,omitempty"`
 	Notes      []string          `json:"notes,omitempty"`
+	// Command is how the hypervisor was started, where that and no file is the machine's configuration (QEMU); names
+	// in it that are relative begin in Dir.
+	Command []string `json:"command,omitempty"`
+	Dir     string   `json:"dir,omitempty"`
+	// ReflinkOnly says that the machine stands still and nobody allowed a long pause: its files are cloned by reflink,
+	// or not at all.
+	ReflinkOnly bool `json:"reflink_only,omitempty"`
+	// Following is how many machines come after this one is released: one stream (vm, end, hold...) a machine. Who
+	// reads them writes a byte into the FIFO Release when the clone stands on its own, and reads on; closing the pipe
+	// gives up the machines that follow. Both are absent where there is one stream only, which closing the pipe ends.
+	Following int    `json:"following,omitempty"`
+	Release   string `json:"release,omitempty"`
 }
 
 // VMFile is a file of a machine.
@@ -46,6 +58,7 @@ const (
 	RoleMemory   = "memory"   // memory or device state of a suspended machine
 	RoleLock     = "lock"     // what says that it is in use
 	RoleLog      = "log"      // what the hypervisor writes about it
+	RoleMedia    = "media"    // a read-only image in a drive that it can be taken out of: no clone needs its own
 )
 
 // Changed says which bytes of a disk changed since a point that was tracked. It is a hint: never short of the truth if
@@ -67,6 +80,9 @@ const MaxRanges = 16384
 type Hold struct {
 	Type    string `json:"type"` // "hold"
 	Seconds int64  `json:"seconds"`
+	// Pad makes the line as long as the buffers of filters in between, so that they pass each on, and notice that
+	// their reader has left.
+	Pad string `json:"pad,omitempty"`
 }
 
 // Clone is a finished copy of a machine's files.
@@ -83,13 +99,16 @@ type Clone struct {
 
 // Released is what happened when the machine was let go, as its journal tells it.
 type Released struct {
-	PauseNS   int64  `json:"pause_ns"` // how long the machine stood still, as the host saw it; 0 where it never did
-	FrozenNS  int64  `json:"frozen_ns,omitempty"`
-	Thawed    bool   `json:"thawed"`
-	Resumed   bool   `json:"resumed"`
-	Committed bool   `json:"committed"`
-	By        string `json:"by,omitempty"` // "vmfreeze", "guard", "recover"
-	Error     string `json:"error,omitempty"`
+	// At is when the release began. What was read from the machine's files later may not fit together, however the
+	// pipe looked then: with a filter in between its end comes late.
+	At        *time.Time `json:"at,omitempty"`
+	PauseNS   int64      `json:"pause_ns"` // how long the machine stood still, as the host saw it; 0 where it never did
+	FrozenNS  int64      `json:"frozen_ns,omitempty"`
+	Thawed    bool       `json:"thawed"`
+	Resumed   bool       `json:"resumed"`
+	Committed bool       `json:"committed"`
+	By        string     `json:"by,omitempty"` // "vmfreeze", "guard", "recover"
+	Error     string     `json:"error,omitempty"`
 }
 
 // CloneFile is a file of a clone.
