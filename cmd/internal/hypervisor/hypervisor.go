@@ -64,6 +64,20 @@ type Machine interface {
 	Close() error
 }
 
+// Survivor is a Driver whose steps can be taken back when the hypervisor is gone: it died, or the host was restarted.
+type Survivor interface {
+	// Gone gives a Machine of which only Undo and Close are called.
+	Gone(vm *mapfile.VM) (Machine, error)
+}
+
+// Tracker is a Machine that can keep track of changed blocks.
+type Tracker interface {
+	// Changed tells what changed, after all steps of a plan that tracks are done.
+	Changed(ctx context.Context, steps []Step) ([]mapfile.Changed, error)
+	// Tracked says that the point is safe in a backup: what led up to it may be forgotten.
+	Tracked(ctx context.Context, point string) error
+}
+
 // Request is what is to be done to a machine.
 type Request struct {
 	Mode    Mode
@@ -72,6 +86,8 @@ type Request struct {
 	// Work is a folder in which the driver may keep files until the steps are undone (overlays, scratch images), on
 	// the file system of the machine's disks where "".
 	Work string
+	// Agent is the socket of the guest's agent, where the hypervisor can't be asked for it.
+	Agent string
 }
 
 // Plan is how a request will be carried out.
@@ -81,6 +97,9 @@ type Plan struct {
 	Steps  []Step
 	// Stops says that the machine stands still until the steps are undone.
 	Stops bool
+	// Files are the files of the machine that the steps make: its memory.
+	Files []mapfile.VMFile
+	Notes []string
 }
 
 // Step is one change to a machine. It is plain data, for the journal.
@@ -95,6 +114,11 @@ type Step struct {
 	Error string     `json:"error,omitempty"`
 	// Holds says that the machine, or its guest's I/O, stands still from this step until it is undone.
 	Holds bool `json:"holds,omitempty"`
+	// Early says that the step is undone as soon as the last one is done, not only at the release: a guest that was
+	// quiesced for a snapshot.
+	Early bool `json:"early,omitempty"`
+	// Freezes says that of the machine only its file systems stand still by this step.
+	Freezes bool `json:"freezes,omitempty"`
 	// Instant says that the files show the instant at which this step was done.
 	Instant bool `json:"instant,omitempty"`
 }
