@@ -254,11 +254,11 @@ func (s *OSSource) file(h *os.File, path string) (*File, error) {
 	default: // it was replaced while it was opened
 		return nil, fmt.Errorf("%s is %s, not a file", path, describe(st.Mode()))
 	}
-	f.InUse = writerHolds(h)
+	f.InUse = WriterHolds(h)
 	if f.InUse && !s.ForceShare {
 		return nil, fmt.Errorf("%s is in use: another process has it open for writing; freeze the machine or shut it down, or read it as it is with --force-share", path)
 	}
-	if lock := vmwareLock(path); lock != "" {
+	if lock := VMwareLock(path); lock != "" {
 		f.Notes = append(f.Notes, fmt.Sprintf("%s is there: VMware may have %s open", lock, filepath.Base(path)))
 	}
 	return f, nil
@@ -274,37 +274,6 @@ func (s *OSSource) Close() error {
 	}
 	s.open = nil
 	return errors.Join(errs...)
-}
-
-// QEMU locks byte 100+i of an image for the permission i that it holds: 1 is to write, 3 to resize
-// (block/file-posix.c).
-var writerBytes = []int64{101, 103}
-
-// writerHolds tells whether another process holds a lock that says that it writes.
-func writerHolds(h *os.File) bool {
-	for _, at := range writerBytes {
-		l := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
-		if unix.FcntlFlock(h.Fd(), unix.F_OFD_GETLK, &l) == nil && l.Type != unix.F_UNLCK {
-			return true
-		}
-	}
-	return false
-}
-
-// vmwareLock finds what VMware leaves beside a disk that it has open: a folder of that name with lock files in it, or,
-// in old versions, one file.
-func vmwareLock(path string) string {
-	if entries, err := os.ReadDir(path + ".lck"); err == nil {
-		for _, e := range entries {
-			if strings.HasSuffix(e.Name(), ".lck") {
-				return path + ".lck"
-			}
-		}
-	}
-	if _, err := os.Lstat(path + ".WRITELOCK"); err == nil {
-		return path + ".WRITELOCK"
-	}
-	return ""
 }
 
 // osFile is a File's reader. Seeking for holes moves the file's position, which nothing reads.
