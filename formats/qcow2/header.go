@@ -97,26 +97,8 @@ func readHeader(f *formats.File) (*info, error) {
 
 // readExtensions goes through the header extensions and gives the names of incompatible features among them.
 func (h *info) readExtensions(first []byte) (map[int]string, error) {
-	end := len(first)
-	if off := h.BackingFileOffset; off >= uint64(h.HeaderLength) && off < uint64(end) {
-		end = int(off) // they end where the backing file's name begins
-	}
 	names := make(map[int]string)
-	if int(h.HeaderLength) >= end {
-		return names, nil
-	}
-	c := ondisk.NewCursor(first[h.HeaderLength:end], binary.BigEndian, int64(h.HeaderLength), "qcow2 header extension")
-	for c.Len() >= 8 {
-		at := c.Off()
-		kind, n := c.U32(), c.U32()
-		if kind == extEnd {
-			break
-		}
-		if int64(n) > int64(c.Len()) {
-			return nil, ondisk.Corrupt("qcow2 header extension", fmt.Sprintf("%#x: length", kind), at+4, n)
-		}
-		b := c.Bytes(int(n))
-		c.Skip(min(-int(n)&7, c.Len()))
+	return names, h.extensions(first, func(kind uint32, b []byte, at int64) error {
 		switch kind {
 		case extBackingFormat:
 			h.backingFormat = cString(b)
@@ -133,16 +115,43 @@ func (h *info) readExtensions(first []byte) (map[int]string, error) {
 		case extCrypto:
 			h.crypto = &cryptoExt{}
 			if _, err := binary.Decode(b, binary.BigEndian, h.crypto); err != nil {
-				return nil, ondisk.Corrupt("qcow2 encryption header pointer", "length", at+4, n)
+				return ondisk.Corrupt("qcow2 encryption header pointer", "length", at, len(b))
 			}
 		case extBitmaps:
 			h.bitmaps = &bitmapsExt{}
 			if _, err := binary.Decode(b, binary.BigEndian, h.bitmaps); err != nil {
-				return nil, ondisk.Corrupt("qcow2 bitmaps extension", "length", at+4, n)
+				return ondisk.Corrupt("qcow2 bitmaps extension", "length", at, len(b))
 			}
 		}
+		return nil
+	})
+}
+
+// extensions calls do with each header extension and where its length stands.
+func (h *info) extensions(first []byte, do func(kind uint32, b []byte, at int64) error) error {
+	end := len(first)
+	if off := h.BackingFileOffset; off >= uint64(h.HeaderLength) && off < uint64(end) {
+		end = int(off) // they end where the backing file's name begins
 	}
-	return names, nil
+	if int(h.HeaderLength) >= end {
+		return nil
+	}
+	c := ondisk.NewCursor(first[h.HeaderLength:end], binary.BigEndian, int64(h.HeaderLength), "qcow2 header extension")
+	for c.Len() >= 8 {
+		at := c.Off() + 4
+		kind, n := c.U32(), c.U32()
+		if kind == extEnd {
+			break
+		}
+		if int64(n) > int64(c.Len()) {
+			return ondisk.Corrupt("qcow2 header extension", fmt.Sprintf("%#x: length", kind), at, n)
+		}
+		if err := do(kind, c.Bytes(int(n)), at); err != nil {
+			return err
+		}
+		c.Skip(min(-int(n)&7, c.Len()))
+	}
+	return nil
 }
 
 // cString cuts what is not NUL-terminated by the specification, but by some writers all the same.

@@ -143,42 +143,51 @@ func prepare(f *formats.File, o *formats.Opener) (*opening, error) {
 // readDescriptor gives the text that describes the disk, nil if there is none, and tells whether the file is a sparse
 // extent itself.
 func readDescriptor(f *formats.File) (text []byte, sparse bool, err error) {
-	head := make([]byte, min(f.Size, 4096))
-	if err := ondisk.ReadFull(f, head, 0, "vmdk"); err != nil {
-		return nil, false, err
-	}
-	switch {
-	case !isSparse(head) && !isDescriptor(head):
-		return nil, false, &ondisk.Error{What: "vmdk", Off: 0, Err: ondisk.ErrNot}
-	case !isSparse(head):
-		if f.Size > maxDescriptor {
-			return nil, false, ondisk.Corrupt("vmdk descriptor", "length", -1, f.Size)
-		}
-		text, err = ondisk.Read(f, 0, f.Size, "vmdk descriptor")
-		return text, false, err
-	case !bytes.HasPrefix(head, []byte(magicHosted)):
-		return nil, true, nil
-	}
-	h, err := readHosted(f)
-	if err != nil {
-		return nil, true, err
-	}
-	// Without a capacity the descriptor lists other files (QEMU: vmdk_open_vmdk4).
-	sparse = h.Capacity > 0 || h.GDOffset == gdAtEnd
-	if h.DescOffset == 0 || h.DescSize == 0 {
-		return nil, true, nil
-	}
-	if h.DescOffset > maxCapacity || h.DescSize > maxDescriptor/sector {
-		return nil, sparse, ondisk.Corrupt("vmdk header", "place of the descriptor", 28, fmt.Sprintf("sector %d, %d sectors", h.DescOffset, h.DescSize))
-	}
-	if text, err = ondisk.Read(f, int64(h.DescOffset)*sector, int64(h.DescSize)*sector, "vmdk descriptor"); err != nil {
+	off, n, sparse, err := findDescriptor(f)
+	if err != nil || n == 0 {
 		return nil, sparse, err
+	}
+	if text, err = ondisk.Read(f, off, n, "vmdk descriptor"); err != nil || off == 0 {
+		return text, sparse, err
 	}
 	// The parts of a split disk have room for a descriptor, and nothing in it.
 	if text, _, _ = bytes.Cut(text, []byte{0}); len(bytes.TrimSpace(text)) == 0 {
 		return nil, true, nil
 	}
 	return text, sparse, nil
+}
+
+// findDescriptor tells where the descriptor lies, at byte 0 where the file is nothing else, and how many bytes are
+// there for it: 0 where there is none.
+func findDescriptor(f *formats.File) (off, n int64, sparse bool, err error) {
+	head := make([]byte, min(f.Size, 4096))
+	if err := ondisk.ReadFull(f, head, 0, "vmdk"); err != nil {
+		return 0, 0, false, err
+	}
+	switch {
+	case !isSparse(head) && !isDescriptor(head):
+		return 0, 0, false, &ondisk.Error{What: "vmdk", Off: 0, Err: ondisk.ErrNot}
+	case !isSparse(head):
+		if f.Size > maxDescriptor {
+			return 0, 0, false, ondisk.Corrupt("vmdk descriptor", "length", -1, f.Size)
+		}
+		return 0, f.Size, false, nil
+	case !bytes.HasPrefix(head, []byte(magicHosted)):
+		return 0, 0, true, nil
+	}
+	h, err := readHosted(f)
+	if err != nil {
+		return 0, 0, true, err
+	}
+	// Without a capacity the descriptor lists other files (QEMU: vmdk_open_vmdk4).
+	sparse = h.Capacity > 0 || h.GDOffset == gdAtEnd
+	if h.DescOffset == 0 || h.DescSize == 0 {
+		return 0, 0, true, nil
+	}
+	if h.DescOffset > maxCapacity || h.DescSize > maxDescriptor/sector {
+		return 0, 0, sparse, ondisk.Corrupt("vmdk header", "place of the descriptor", 28, fmt.Sprintf("sector %d, %d sectors", h.DescOffset, h.DescSize))
+	}
+	return int64(h.DescOffset) * sector, int64(h.DescSize) * sector, sparse, nil
 }
 
 // refuse turns away what has its bytes elsewhere than in files.
