@@ -209,7 +209,7 @@ func (d *dirWalk) piece(at uint64, off int64, n, per uint64) error {
 			return err
 		}
 	}
-	touched := f.over.touches(off, int64(len(b)))
+	touched := f.over.Touches(off, int64(len(b)))
 	if n == per {
 		return d.data(b, off, touched)
 	}

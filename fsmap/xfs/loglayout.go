@@ -4,6 +4,7 @@ package xfs
 // operations are big-endian; what the operations carry is in the byte order of the writer, which recHeader.format tells.
 
 const (
+	sector         = 512 // a basic block
 	logMagic       = 0xfeedbabe
 	logCyclePer    = 64       // basic blocks whose first words one header keeps: 32 KiB
 	logBigRecord   = 32 << 10 // XLOG_BIG_RECORD_BSIZE

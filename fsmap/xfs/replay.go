@@ -6,6 +6,7 @@ import (
 
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
+	"vmkit/fsmap/internal/overlay"
 )
 
 // maxCancelled bounds the freed buffers of a log: a bound on memory, a fifth of what the longest log could name.
@@ -99,7 +100,7 @@ type bufKey struct {
 // replay is the state of the second pass.
 type replay struct {
 	*fsys
-	over      *overlay
+	over      *overlay.Volume
 	cancelled map[bufKey]int
 	patches   map[uint64]*patch
 	reowned   map[uint64]bool
@@ -110,7 +111,7 @@ type replay struct {
 }
 
 func newReplay(f *fsys) *replay {
-	return &replay{fsys: f, over: newOverlay(f.r, f.size, maxOverlay), cancelled: make(map[bufKey]int),
+	return &replay{fsys: f, over: overlay.New(f.r, f.size, maxOverlay, "xfs log"), cancelled: make(map[bufKey]int),
 		reowned: make(map[uint64]bool), intents: make(map[intentKey]intent), dirty: make(map[int64]bool)}
 }
 
@@ -256,7 +257,7 @@ func (p *replay) buffer(b buf, it *item) error {
 		if n == 0 {
 			return ondisk.Corrupt("xfs log buffer item", "length of a region", -1, len(data))
 		}
-		if err := p.over.write(off+int64(i)*blfChunk, data[:n*blfChunk]); err != nil {
+		if err := p.over.Write(off+int64(i)*blfChunk, data[:n*blfChunk]); err != nil {
 			return err
 		}
 		i += n
@@ -272,7 +273,7 @@ func (p *replay) age(off int64, b buf) (newer bool, err error) {
 	if t := b.flags >> blfTypeShift; !p.v5 || t == blftRTBitmap || t == blftRTSum {
 		return false, nil
 	}
-	h, err := p.over.bytes(off, sector)
+	h, err := p.over.Bytes(off, sector)
 	if err != nil {
 		return false, err
 	}
@@ -329,12 +330,12 @@ func (p *replay) lsnPlace(h []byte) int {
 // stamp gives the buffers that were replayed the LSN that writing them would give.
 func (p *replay) stamp() error {
 	for off := range p.dirty {
-		h, err := p.over.bytes(off, sector)
+		h, err := p.over.Bytes(off, sector)
 		if err != nil {
 			return err
 		}
 		if at := p.lsnPlace(h); at >= 0 {
-			if err := p.over.write(off+int64(at), be.AppendUint64(nil, p.lsn)); err != nil {
+			if err := p.over.Write(off+int64(at), be.AppendUint64(nil, p.lsn)); err != nil {
 				return err
 			}
 		}
@@ -376,7 +377,7 @@ func (p *replay) create(it *item) error {
 			copy(b[diUUID:], p.metaUUID[:])
 			binary.LittleEndian.PutUint32(b[diCRC:], checksum(b, diCRC))
 		}
-		if err := p.over.write(off+int64(i)<<p.sb.InodeLog, b); err != nil {
+		if err := p.over.Write(off+int64(i)<<p.sb.InodeLog, b); err != nil {
 			return err
 		}
 	}

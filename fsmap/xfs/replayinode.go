@@ -37,7 +37,7 @@ func (p *replay) inode(it *item, ord binary.ByteOrder) error {
 		return bad("position in its buffer", at)
 	}
 	off += int64(at)
-	d, err := p.over.bytes(off, p.inodeSize)
+	d, err := p.over.Bytes(off, p.inodeSize)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (p *replay) inode(it *item, ord binary.ByteOrder) error {
 	if p.v5 {
 		binary.LittleEndian.PutUint32(d[diCRC:], checksum(d, diCRC))
 	}
-	return p.over.write(off, d)
+	return p.over.Write(off, d)
 }
 
 // older reports whether the logged core is older than the inode d on disk.

@@ -8,6 +8,7 @@ import (
 
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
+	"vmkit/fsmap/internal/overlay"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -25,9 +26,9 @@ var errStop = errors.New("stop")
 
 type fsys struct {
 	*geometry
-	r    io.ReaderAt // the volume, with what the log would change
-	size int64       // of the volume, whatever the superblock says
-	over *overlay    // nil where nothing was replayed
+	r    io.ReaderAt     // the volume, with what the log would change
+	size int64           // of the volume, whatever the superblock says
+	over *overlay.Volume // nil where nothing was replayed
 	opts fsmap.Options
 	info fsmap.Info
 
@@ -140,7 +141,7 @@ func (f *fsys) read(off int64, n int, what string) ([]byte, error) {
 // identify checks what a metadata block says of itself: checksum, place, file system, owner. The result is a doubt, not
 // a refusal. The log doesn't keep checksums, so a block that it changed needs none.
 func (f *fsys) identify(b []byte, off int64, id identity, owner uint64, what string) error {
-	if got := binary.LittleEndian.Uint32(b[id.crc:]); got != checksum(b, id.crc) && !f.over.touches(off, int64(len(b))) {
+	if got := binary.LittleEndian.Uint32(b[id.crc:]); got != checksum(b, id.crc) && !f.over.Touches(off, int64(len(b))) {
 		return ondisk.Corrupt(what, "checksum", off+int64(id.crc), fmt.Sprintf("%#08x", got))
 	}
 	return f.identityOf(b, off, id, owner, what)
