@@ -85,7 +85,7 @@ func packSize(p *mapfile.Pack) int64 {
 
 // decodeInto is decode for a pack whose size was checked.
 func (s *source) decodeInto(dst []byte, p *mapfile.Pack) error {
-	if p.Codec == codec.AESXTS {
+	if codec.NeedsKey(p.Codec) {
 		if s.keys == nil {
 			return errEncrypted
 		}

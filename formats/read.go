@@ -140,7 +140,7 @@ func (env *Env) decode(dst []byte, p *Pack) error {
 		total += q.Len
 	}
 	in := dst
-	if p.Codec != codec.AESXTS || total != p.Full { // which decrypts in place
+	if !codec.NeedsKey(p.Codec) || total != p.Full { // which decrypts in place
 		s := scratch.Get().(*[]byte)
 		defer scratch.Put(s)
 		if int64(cap(*s)) < total {
@@ -180,7 +180,7 @@ var packSeed = maphash.MakeSeed()
 
 // keyOf gives the key of a pack; ok is false for those that are cheap to decode, or seldom wanted twice.
 func keyOf(p *Pack) (k packKey, ok bool) {
-	if codec.SideBySide(p.Codec) || p.Codec == codec.AESXTS || len(p.Parts) == 0 {
+	if codec.SideBySide(p.Codec) || codec.NeedsKey(p.Codec) || len(p.Parts) == 0 {
 		return packKey{}, false
 	}
 	k = packKey{file: p.Parts[0].File, off: p.Parts[0].Off, full: p.Full, codec: p.Codec}

@@ -99,7 +99,7 @@ func (b *bytesOf) unpack(p *mapfile.Pack, used *int64) ([]byte, error) {
 	if out := b.kept(string(key)); out != nil {
 		return out, nil
 	}
-	if p.Codec == codec.AESXTS {
+	if codec.NeedsKey(p.Codec) {
 		if b.keys == nil {
 			return nil, errEncrypted
 		}

@@ -3,6 +3,7 @@ package codec
 import (
 	"bytes"
 	"crypto/aes"
+	"crypto/cipher"
 	"math/rand/v2"
 	"testing"
 
@@ -42,8 +43,33 @@ func TestAESXTS(t *testing.T) {
 			}
 		}
 	}
-	if err := Decode(make([]byte, 512), Spec{Codec: AESXTS, Full: 512, Sector: 512, Key: "k"}, func(string) ([]byte, bool) { return []byte("short"), true }, make([]byte, 512)); err == nil {
-		t.Error("decoded with a key of 5 bytes")
+	for _, codec := range []string{AESXTS, AESCBC} {
+		keys := func(string) ([]byte, bool) { return []byte("short"), true }
+		if err := Decode(make([]byte, 512), Spec{Codec: codec, Full: 512, Sector: 512, Key: "k"}, keys, make([]byte, 512)); err == nil {
+			t.Errorf("%s decoded with a key of 5 bytes", codec)
+		}
+	}
+}
+
+// TestAESCBC decrypts sectors that are encrypted one by one, in place.
+func TestAESCBC(t *testing.T) {
+	key, plain, coded := []byte("0123456789abcdef"), make([]byte, 2048), make([]byte, 2048)
+	for i := range plain {
+		plain[i] = byte(i * i >> 3)
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(plain); i += 512 {
+		iv := make([]byte, 16)
+		iv[0], iv[7] = byte(250+i/512), 1
+		cipher.NewCBCEncrypter(block, iv).CryptBlocks(coded[i:i+512], plain[i:i+512])
+	}
+	s := Spec{Codec: AESCBC, Full: 2048, Sector: 512, IV: 1<<56 + 250, Key: "k"}
+	keys := func(id string) ([]byte, bool) { return key, id == "k" }
+	if err := Decode(coded, s, keys, coded); err != nil || !bytes.Equal(coded, plain) {
+		t.Error(err)
 	}
 }
 

@@ -26,15 +26,16 @@ const (
 	XOR      = "xor"             // parts of equal length
 	RAID6    = "raid6"           // parts of equal length, with Factors
 	AESXTS   = "aes-xts-plain64" // with Sector, IV and Key
+	AESCBC   = "aes-cbc-plain64" // with Sector, IV and Key
 )
 
 // Spec names a decoder and holds what it needs besides its input.
 type Spec struct {
 	Codec  string
 	Full   int64  // length of the decoded bytes; at most MaxFull
-	Sector int    // AESXTS: bytes of one encryption unit, 512 to 4096
-	IV     uint64 // AESXTS: number of the first unit, counted in 512-byte sectors
-	Key    string // AESXTS: the id of the key, never the key
+	Sector int    // with a key: bytes of one encryption unit, 512 to 4096
+	IV     uint64 // with a key: number of the first unit, counted in 512-byte sectors
+	Key    string // the id of the key, never the key
 	// Factors, of RAID6, has one for each part: see RAID6Factor.
 	Factors []byte
 }
@@ -53,8 +54,11 @@ var decoders = map[string]decoder{}
 
 // Known reports whether the codec's name has a decoder here.
 func Known(name string) bool {
-	return SideBySide(name) || name == AESXTS || decoders[name] != nil
+	return SideBySide(name) || NeedsKey(name) || decoders[name] != nil
 }
+
+// NeedsKey tells whether the codec decrypts. It may do so in place.
+func NeedsKey(name string) bool { return name == AESXTS || name == AESCBC }
 
 // SideBySide tells whether the codec takes parts of equal length side by side, not joined.
 func SideBySide(name string) bool { return name == XOR || name == RAID6 }
@@ -71,8 +75,8 @@ func Decode(dst []byte, s Spec, keys Keys, parts ...[]byte) error {
 		return xor(dst, parts)
 	case RAID6:
 		return raid6(dst, s.Factors, parts)
-	case AESXTS:
-		return aesXTS(dst, s, keys, join(parts))
+	case AESXTS, AESCBC:
+		return decrypt(dst, s, keys, join(parts))
 	}
 	d := decoders[s.Codec]
 	if d == nil {

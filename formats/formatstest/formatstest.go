@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"reflect"
 	"sync"
 	"testing"
 
@@ -334,7 +335,7 @@ func same(a, b formats.Extent) bool {
 	if a.Pack == nil {
 		return true
 	}
-	if a.Pack.Spec != b.Pack.Spec || len(a.Pack.Parts) != len(b.Pack.Parts) {
+	if !reflect.DeepEqual(a.Pack.Spec, b.Pack.Spec) || len(a.Pack.Parts) != len(b.Pack.Parts) {
 		return false
 	}
 	for i := range a.Pack.Parts {

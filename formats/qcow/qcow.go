@@ -47,7 +47,7 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 	m := &mapper{header: h, file: f, tables: ondisk.NewCache(f, f.Size, tablePage, tableCache)}
 	img := &formats.Image{Disk: formats.NewDisk(m, o.Env), Format: "qcow", State: formats.StateClean, Files: []*formats.File{f}}
 	if h.CryptMethod == cryptAES {
-		img.Encryption = "aes"
+		m.crypt = o.LegacyAES(img, f)
 	}
 	if h.BackingFileOffset == 0 || h.BackingFileSize == 0 {
 		return img, nil
@@ -78,6 +78,7 @@ type mapper struct {
 	file    *formats.File
 	tables  *ondisk.Cache
 	backing formats.Layer
+	crypt   *formats.Cipher // nil: the payload is not encrypted
 
 	// last is the run that was found last: readers go on from where they are.
 	last atomic.Pointer[run]
@@ -87,7 +88,7 @@ type mapper struct {
 type run struct {
 	start, end int64
 	kind       formats.Kind // 0: this layer holds nothing, what is below it shows
-	host       int64        // Data
+	host       int64        // Data, Encrypted
 	pack       *formats.Pack
 	err        error // Missing: why
 }
@@ -111,6 +112,8 @@ func (m *mapper) ExtentAt(off, max int64) (formats.Extent, error) {
 		return m.backing.ExtentAt(off, n)
 	case formats.Data:
 		e.File, e.Off = m.file, r.host+off-r.start
+	case formats.Encrypted:
+		return m.crypt.Extent(m.file, r.host+off-r.start, off, n), nil
 	case formats.Packed:
 		e.Pack, e.Skip = r.pack, off-r.start
 	}
@@ -120,19 +123,23 @@ func (m *mapper) ExtentAt(off, max int64) (formats.Extent, error) {
 // find gives the run that holds off, followed up to about limit.
 func (m *mapper) find(off, limit int64) *run {
 	r := m.piece(off)
-	for i := 0; i < maxFollow && r.end < limit && (r.kind == 0 || r.kind == formats.Data || r.kind == formats.Encrypted); i++ {
+	for i := 0; i < maxFollow && r.end < limit && (r.kind == 0 || r.stored()); i++ {
 		next := m.piece(r.end)
-		if next.kind != r.kind || r.kind == formats.Data && next.host != r.host+r.end-r.start {
+		if next.kind != r.kind || r.stored() && next.host != r.host+r.end-r.start {
 			break
 		}
 		r.end = next.end
 	}
 	r.end = min(r.end, m.Size())
-	if r.kind != formats.Data {
+	if !r.stored() {
 		return &r
 	}
 	// What lies past the end of the file is missing.
-	if end := r.start + max(m.file.Size-r.host, 0); off < end {
+	size := m.file.Size
+	if m.crypt != nil {
+		size &^= m.crypt.Sector - 1 // only whole sectors can be decrypted
+	}
+	if end := r.start + max(size-r.host, 0); off < end {
 		r.end = min(r.end, end)
 	} else {
 		r.start, r.kind = max(r.start, end), formats.Missing
@@ -161,13 +168,16 @@ func (m *mapper) piece(off int64) run {
 		m.packed(&r, e)
 	case e&511 != 0 || e > maxSize:
 		r.failed(ondisk.Corrupt("qcow L2 table", "cluster offset", int64(table)+8*j, fmt.Sprintf("%#x", e)))
-	case m.CryptMethod != cryptNone:
-		r.kind = formats.Encrypted
+	case m.crypt != nil:
+		r.kind, r.host = formats.Encrypted, int64(e)
 	default:
 		r.kind, r.host = formats.Data, int64(e)
 	}
 	return r
 }
+
+// stored tells whether the run's bytes lie in the file as they are, or encrypted.
+func (r *run) stored() bool { return r.kind == formats.Data || r.kind == formats.Encrypted }
 
 // failed makes r missing where there is an error.
 func (r *run) failed(err error) *run {

@@ -83,25 +83,43 @@ func TestBacking(t *testing.T) {
 	}
 }
 
+// TestEncrypted reads what qemu-img encrypted, with the passphrase and without; passphrases are cut after 16 bytes.
 func TestEncrypted(t *testing.T) {
-	dir := t.TempDir()
-	path, secret := filepath.Join(dir, "disk.qcow"), filepath.Join(dir, "secret")
-	if err := os.WriteFile(secret, []byte("hello"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	opts := []string{"--object", "secret,id=s,file=" + secret}
-	formatstest.Exec(t, "qemu-img", append([]string{"create", "-q", "-f", "qcow", "-o", "encrypt.format=aes,encrypt.key-secret=s"}, append(opts, path, "1M")...)...)
-	formatstest.Exec(t, "qemu-io", append(opts, "--image-opts", "-c", "write -P 3 64k 8k", "driver=qcow,encrypt.key-secret=s,file.filename="+path)...)
-	open := func(t testing.TB) *formats.Image { return formatstest.Open(t, table, path, nil) }
-	if img := open(t); img.Encryption != "aes" {
-		t.Errorf("encryption %q", img.Encryption)
-	}
-	formatstest.Run(t, formatstest.Case{Open: open, Size: 1 << 20, Truth: bytes.NewReader(make([]byte, 1<<20)), Gone: func(off int64) formats.Kind {
-		if off >= 64<<10 && off < 72<<10 {
-			return formats.Encrypted
+	for _, passphrase := range []string{"hello", "sixteen bytes, and more"} {
+		dir := t.TempDir()
+		src, path, secret := filepath.Join(dir, "src"), filepath.Join(dir, "disk.qcow"), filepath.Join(dir, "secret")
+		const size = 1<<20 + 512
+		truth := make([]byte, size)
+		rand.NewChaCha8([32]byte{1}).Read(truth[70_000:200_000])
+		rand.NewChaCha8([32]byte{2}).Read(truth[size-700:])
+		for name, b := range map[string][]byte{src: truth, secret: []byte(passphrase)} {
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
-		return 0
-	}})
+		formatstest.Exec(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow", "--object", "secret,id=s,file="+secret,
+			"-o", "encrypt.format=aes,encrypt.key-secret=s", src, path)
+		env := formats.NewEnv(0)
+		open := func(answers ...string) func(t testing.TB) *formats.Image {
+			return func(t testing.TB) *formats.Image {
+				return formatstest.Open(t, table, path, func(o *formats.Opener) {
+					o.Env = env
+					o.Passphrase = func(what string) ([]byte, bool) { return []byte(passphrase), what == path && len(answers) > 0 }
+				})
+			}
+		}
+		img := open()(t)
+		if img.Encryption != "aes" {
+			t.Errorf("encryption %q", img.Encryption)
+		}
+		formatstest.Run(t, formatstest.Case{Open: open(), Truth: bytes.NewReader(truth), Size: size, Gone: func(off int64) formats.Kind {
+			if e, err := img.ExtentAt(off, 1); err != nil || e.Kind != formats.Zero {
+				return formats.Encrypted
+			}
+			return 0
+		}})
+		formatstest.Run(t, formatstest.Case{Open: open(passphrase), Truth: bytes.NewReader(truth), Size: size, Env: env})
+	}
 }
 
 func TestRefused(t *testing.T) {

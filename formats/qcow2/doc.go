@@ -5,8 +5,8 @@
 //
 // Supported is all of it: clusters of 512 bytes to 2 MiB, refcounts of every width, compressed clusters (deflate,
 // Zstandard), extended L2 entries, external data files, backing files, internal snapshots, header extensions; persistent
-// bitmaps are listed and read; LUKS payloads need a passphrase.
+// bitmaps are listed and read; LUKS and legacy AES payloads need a passphrase.
 //
-// Not supported: legacy AES payloads (their clusters are of kind Encrypted), clusters above 2 MiB and L1 tables above
+// Not supported: clusters above 2 MiB and L1 tables above
 // 32 MiB (QEMU has neither), and whatever an unknown incompatible feature bit stands for.
 package qcow2

@@ -207,6 +207,53 @@ func TestLUKS(t *testing.T) {
 	}
 }
 
+// TestAES reads a payload with the encryption that QEMU had first, whose sectors are numbered by the virtual disk: with a
+// backing file of the same kind, with and without the passphrase.
+func TestAES(t *testing.T) {
+	dir := t.TempDir()
+	src, base, path, secret := filepath.Join(dir, "src"), filepath.Join(dir, "base.qcow2"), filepath.Join(dir, "top.qcow2"), filepath.Join(dir, "secret")
+	const size = 3<<20 + 512
+	mixed(t, src, size)
+	mustWrite(t, secret, []byte("open sesame"))
+	object := func(command string, args ...string) []string {
+		return append([]string{command, "--object", "secret,id=s,file=" + secret}, args...)
+	}
+	const encrypt = "encrypt.format=aes,encrypt.key-secret=s"
+	formatstest.Exec(t, "qemu-img", object("convert", "-f", "raw", "-O", "qcow2", "-o", encrypt, src, base)...)
+	formatstest.Exec(t, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "base.qcow2", "-F", "qcow2", "--object", "secret,id=s,file="+secret,
+		"-o", encrypt+",cluster_size=4k", path, fmt.Sprint(size))
+	top := "driver=qcow2,encrypt.key-secret=s,file.filename=" + path + ",backing.encrypt.key-secret=s"
+	formatstest.Exec(t, "qemu-io", "--object", "secret,id=s,file="+secret, "--image-opts", "-c", "write -P 3 64k 8k", "-c", "write -P 4 1000k 512", top)
+	raw := filepath.Join(dir, "raw")
+	formatstest.Exec(t, "qemu-img", object("convert", "--image-opts", "-O", "raw", top, raw)...)
+	env := formats.NewEnv(0)
+	open := func(secret string) func(t testing.TB) *formats.Image {
+		return func(t testing.TB) *formats.Image {
+			return formatstest.Open(t, table, path, func(o *formats.Opener) {
+				o.Env = env
+				o.Passphrase = func(string) ([]byte, bool) { return []byte(secret), secret != "" }
+			})
+		}
+	}
+	truth := bytes.NewReader(mustRead(t, raw))
+	formatstest.Run(t, formatstest.Case{Open: open("open sesame"), Truth: truth, Size: size, Env: env})
+	plain := open("")(t)
+	if plain.Encryption != "aes" {
+		t.Errorf("encryption %q", plain.Encryption)
+	}
+	formatstest.Run(t, formatstest.Case{Open: open(""), Truth: truth, Size: size, Gone: func(off int64) formats.Kind {
+		if e, err := plain.ExtentAt(off, 1); err != nil || e.Kind != formats.Zero {
+			return formats.Encrypted
+		}
+		return 0
+	}})
+	// The id of a key is the image's name: where two of one name differ in their keys, nothing is decrypted wrongly.
+	other := open("another")(t)
+	if e, err := other.ExtentAt(64<<10, 512); err != nil || e.Kind != formats.Encrypted || len(other.Problems) == 0 {
+		t.Errorf("two keys of one name: %+v, %v, problems %v", e, err, other.Problems)
+	}
+}
+
 var env = formats.NewEnv(0)
 
 func TestSnapshots(t *testing.T) {

@@ -15,9 +15,9 @@ import (
 type mapper struct {
 	h      *info
 	file   *formats.File
-	tables *ondisk.Cache // of file: L1 and L2 tables
-	data   *formats.File // file, the external data file, or nil where that is absent
-	crypt  *crypt        // nil: the payload is not encrypted
+	tables *ondisk.Cache   // of file: L1 and L2 tables
+	data   *formats.File   // file, the external data file, or nil where that is absent
+	crypt  *formats.Cipher // nil: the payload is not encrypted
 	size   int64
 	l1     int64 // position of the L1 table
 
@@ -64,7 +64,7 @@ func (m *mapper) ExtentAt(off, max int64) (formats.Extent, error) {
 	case formats.Packed:
 		e.Pack, e.Skip = r.pack, off-r.start
 	case formats.Encrypted:
-		return m.crypt.extent(m.data, r.host+off-r.start, off, n), nil
+		return m.crypt.Extent(m.data, r.host+off-r.start, off, n), nil
 	}
 	return e, r.err
 }
@@ -98,7 +98,7 @@ func (m *mapper) clip(r *run, off int64) {
 	}
 	size := m.data.Size
 	if m.crypt != nil {
-		size &^= m.crypt.sector - 1 // only whole sectors can be decrypted
+		size &^= m.crypt.Sector - 1 // only whole sectors can be decrypted
 	}
 	end := r.start + max(size-r.host, 0)
 	if off < end {

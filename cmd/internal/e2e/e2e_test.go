@@ -175,6 +175,43 @@ func TestContainers(t *testing.T) {
 	}
 }
 
+// TestEncrypted stores the disk in every kind of image that qemu-img encrypts. Without the passphrase there is nothing to
+// map and no file to extract; with it the same files come out, and the map does not hold it.
+func TestEncrypted(t *testing.T) {
+	need(t, "python3", "zstd", "qemu-img")
+	dir := filepath.Dir(fixtures.Image(t, "gpt-disk", "disk.qcow2.zst"))
+	want := closure(t, dir, run(t, dir, nil, []int{0}, bin+"/vmmap", "disk.qcow2"))
+	if err := os.WriteFile(filepath.Join(dir, "key"), []byte("open sesame"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, options := range map[string]string{
+		"luks.qcow2": "encrypt.format=luks,encrypt.iter-time=10", "aes.qcow2": "encrypt.format=aes", "aes.qcow": "encrypt.format=aes",
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, dir, nil, []int{0}, "qemu-img", "convert", "--object", "secret,id=s,file=key", "-O", strings.TrimPrefix(filepath.Ext(name), "."),
+				"-o", options+",encrypt.key-secret=s", "disk.qcow2", name)
+			run(t, dir, nil, []int{5}, bin+"/vmmap", name)
+			m := run(t, dir, nil, []int{0}, bin+"/vmmap", "--key-file", "key", name)
+			if bytes.Contains(m, []byte("sesame")) {
+				t.Error("the passphrase stands in the map")
+			}
+			// Folders can be had, files can't.
+			run(t, dir, m, []int{3}, bin+"/vmextract", "-C", filepath.Join(dir, name+".none"))
+			var got []string
+			for line := range bytes.Lines(run(t, dir, m, []int{0}, bin+"/vmextract", "--key-file", "key", "-C", filepath.Join(dir, name+".out"))) {
+				var r struct{ Type, SHA256 string }
+				if err := json.Unmarshal(line, &r); err == nil && r.Type == "result" && r.SHA256 != "" {
+					got = append(got, r.SHA256)
+				}
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, slices.Sorted(maps.Values(want))) {
+				t.Errorf("%d files, or other content than the %d of the plain image", len(got), len(want))
+			}
+		})
+	}
+}
+
 // TestOVA puts the disk into an OVA twice: both are mapped together, without unpacking.
 func TestOVA(t *testing.T) {
 	need(t, "python3", "zstd", "qemu-img", "tar")
