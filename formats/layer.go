@@ -9,6 +9,10 @@ type Layer struct {
 	name string
 }
 
+// Nothing is the layer below an image that has none, where that is to show as Missing (see Opener.Unheld). size is the
+// size of the image's disk.
+func Nothing(size int64) Layer { return Layer{m: absent(size), size: size} }
+
 // OpenLayer opens the layer below img, which the file of names (see Opener.Backing), and adds what there is to say of
 // it to img: files, notes, problems, encryption. size is the size of img's disk.
 func (o *Opener) OpenLayer(img *Image, of *File, name, format string, size int64) (Layer, error) {

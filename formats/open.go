@@ -57,6 +57,9 @@ type Opener struct {
 	Env     *Env
 	// AllowMissing makes an absent layer a range of kind Missing instead of an error.
 	AllowMissing bool
+	// Unheld makes what no layer of a chain holds a range of kind Missing, instead of the zeros that it reads as: a backup
+	// leaves out what nothing used. Formats without such ranges don't look at it.
+	Unheld bool
 	// Snapshot names the internal snapshot that the top image is opened at, by ID or name; empty: the active state.
 	Snapshot string
 	// Format forces the top image's format; empty: probed.

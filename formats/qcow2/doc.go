@@ -1,4 +1,4 @@
-// Package qcow2 reads QEMU's copy-on-write images, versions 2 and 3.
+// Package qcow2 reads QEMU's copy-on-write images, versions 2 and 3, and writes those of version 3 in one pass (Writer).
 //
 // The specification is QEMU's docs/interop/qcow2; section names in this package are its. Where it leaves a choice to
 // the reader, what QEMU does on reading is followed.

@@ -51,7 +51,9 @@ func open(f *formats.File, o *formats.Opener) (*formats.Image, error) {
 			return nil, err
 		}
 	}
-	if h.backing != "" {
+	if h.backing == "" && o.Unheld {
+		m.backing = formats.Nothing(m.size)
+	} else if h.backing != "" {
 		if m.backing, err = o.OpenLayer(img, f, h.backing, h.backingFormat, m.size); err != nil {
 			return nil, err
 		}
