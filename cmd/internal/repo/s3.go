@@ -161,7 +161,7 @@ func (s *S3) fail(name string, err error) error {
 		if e := (*url.Error)(nil); errors.As(err, &e) {
 			err = e.Err
 		}
-		if errors.Is(err, context.Canceled) || errors.Is(err, ErrChanged) {
+		if errors.Is(err, context.Canceled) || errors.Is(err, ErrChanged) || errors.Is(err, errNoETag) {
 			return fmt.Errorf("%s: %w", where, err)
 		}
 		return fmt.Errorf("%s: the service at %s can't be reached, or broke off: %w", where, s.host, err)

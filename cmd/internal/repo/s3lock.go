@@ -122,9 +122,9 @@ func (l *s3Lock) put(ctx context.Context, etag string, except bool) error {
 		return err
 	}
 	at := time.Now()
-	info, err := l.s.core.PutObject(ctx, l.s.bucket, l.key, bytes.NewReader(body), int64(len(body)), "", "", opts)
+	sent, err := l.s.put(ctx, l.key, io.NewSectionReader(bytes.NewReader(body), 0, int64(len(body))), opts)
 	if err == nil {
-		l.set(info.ETag, at)
+		l.set(sent.etag, at)
 	}
 	return err
 }

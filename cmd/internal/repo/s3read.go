@@ -51,7 +51,7 @@ func (s *S3) Open(ctx context.Context, name string) (Object, error) {
 		return nil, s.fail(name, err)
 	}
 	if info.ETag == "" {
-		return nil, fmt.Errorf("%s/%s: %s gives no ETag, without which reads can't be held to one version", s.URL(), name, s.host)
+		return nil, s.fail(name, errNoETag)
 	}
 	return &s3Object{s: s, ctx: ctx, name: name, key: key, info: info, blocks: map[int64]*s3Fetch{}}, nil
 }

@@ -166,7 +166,7 @@ func (w *s3Writer) send() error {
 	x := w.part
 	w.part = nil
 	if w.upload == "" {
-		id, err := w.s.core.NewMultipartUpload(w.ctx, w.s.bucket, w.key, minio.PutObjectOptions{UserMetadata: map[string]string{uploadKey: w.id}})
+		id, err := w.s.core.NewMultipartUpload(w.ctx, w.s.bucket, w.key, minio.PutObjectOptions{UserMetadata: w.options().UserMetadata})
 		if err != nil {
 			return w.s.fail(w.name, err)
 		}
@@ -281,7 +281,7 @@ func (w *s3Writer) commit(ctx context.Context) (Info, error) {
 	head := io.NewSectionReader(bytes.NewReader(w.head), 0, int64(len(w.head)))
 	var err error
 	if w.upload == "" {
-		w.parts[0], err = w.s.put(ctx, w.key, head, w.id, w.exclusive)
+		w.parts[0], err = w.s.put(ctx, w.key, head, w.options())
 	} else {
 		w.group.Go(func() error { return w.put(1, head) })
 		if err = w.group.Wait(); err != nil {
@@ -309,19 +309,31 @@ func (w *s3Writer) commit(ctx context.Context) (Info, error) {
 }
 
 // put sends an object that is one part.
-func (s *S3) put(ctx context.Context, key string, body *io.SectionReader, id string, exclusive bool) (s3Sent, error) {
+func (s *S3) put(ctx context.Context, key string, body *io.SectionReader, opts minio.PutObjectOptions) (s3Sent, error) {
 	sent, err := sums(body)
 	if err != nil {
 		return sent, err
 	}
-	opts := minio.PutObjectOptions{UserMetadata: map[string]string{uploadKey: id}, DisableContentSha256: true}
-	if exclusive {
-		opts.SetMatchETagExcept("*")
-	}
+	opts.DisableContentSha256 = true // the one that is given is used
 	info, err := s.core.PutObject(ctx, s.bucket, key, body, sent.size,
 		base64.StdEncoding.EncodeToString(sent.md5[:]), hex.EncodeToString(sent.sha256[:]), opts)
+	if err == nil && info.ETag == "" {
+		err = errNoETag
+	}
 	sent.etag = info.ETag
 	return sent, err
+}
+
+// errNoETag is what a service gets that gives none.
+var errNoETag = errors.New("an answer has no ETag, without which versions can't be told apart")
+
+// options are those of the request that gives the object its name.
+func (w *s3Writer) options() minio.PutObjectOptions {
+	opts := minio.PutObjectOptions{UserMetadata: map[string]string{uploadKey: w.id}}
+	if w.exclusive {
+		opts.SetMatchETagExcept("*")
+	}
+	return opts
 }
 
 // complete makes one object of the parts.
@@ -330,10 +342,8 @@ func (w *s3Writer) complete(ctx context.Context) error {
 	for i := range parts {
 		parts[i] = minio.CompletePart{PartNumber: i + 1, ETag: w.parts[i].etag}
 	}
-	var opts minio.PutObjectOptions
-	if w.exclusive {
-		opts.SetMatchETagExcept("*")
-	}
+	opts := w.options()
+	opts.UserMetadata = nil // it was given when the upload began
 	_, err := w.s.patient.CompleteMultipartUpload(ctx, w.s.bucket, w.key, w.upload, parts, opts)
 	return err
 }

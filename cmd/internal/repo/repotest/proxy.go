@@ -5,9 +5,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/minio/minio-go/v7/pkg/signer"
 )
 
 // Fault is what goes wrong with one request. The zero value is nothing.
@@ -19,6 +22,7 @@ type Fault struct {
 	Cut    int64         // the connection ends after so many bytes of the answer's body
 	Flip   int64         // one bit of the answer's body at this position, from 1 on, is another
 	FlipUp int64         // the same for the body of the request
+	Drop   []string      // headers of the request that the server doesn't get
 }
 
 // Proxy stands before a server.
@@ -29,6 +33,7 @@ type Proxy struct {
 	mu     sync.Mutex
 	fault  func(*http.Request) Fault
 	n      int
+	opaque bool
 }
 
 // Proxy puts a proxy before the server, and points the environment to it.
@@ -53,6 +58,16 @@ func (p *Proxy) Requests() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.n
+}
+
+// opaqueETag is put before the ETags of stored objects.
+const opaqueETag = "opaque-"
+
+// Opaque makes the ETags of stored objects say nothing of their content, as those of services that encrypt.
+func (p *Proxy) Opaque(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.opaque = on
 }
 
 func (p *Proxy) next(r *http.Request) (f Fault) {
@@ -80,6 +95,19 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", p.server.Addr, ""
 	out.Body = flipped(r.Body, f.FlipUp)
+	p.mu.Lock()
+	opaque := p.opaque
+	p.mu.Unlock()
+	out.Header.Set("If-Match", strings.Replace(out.Header.Get("If-Match"), opaqueETag, "", 1))
+	if out.Header.Get("If-Match") == "" {
+		out.Header.Del("If-Match")
+	}
+	for _, name := range f.Drop {
+		out.Header.Del(name)
+	}
+	if opaque || f.Drop != nil {
+		out = signer.SignV4(*out, access, secret, "", region)
+	}
 	in, err := http.DefaultTransport.RoundTrip(out)
 	if err != nil {
 		hangUp(w)
@@ -94,9 +122,13 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for name, values := range in.Header {
 		w.Header()[name] = values
 	}
+	if etag := in.Header.Get("ETag"); opaque && etag != "" && !r.URL.Query().Has("partNumber") {
+		w.Header().Set("ETag", `"`+opaqueETag+etag[1:])
+	}
 	w.WriteHeader(in.StatusCode)
 	if f.Cut > 0 {
 		io.CopyN(w, in.Body, f.Cut)
+		http.NewResponseController(w).Flush()
 		hangUp(w)
 		return
 	}
@@ -105,7 +137,6 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // hangUp ends the connection without an answer, or in the middle of it.
 func hangUp(w http.ResponseWriter) {
-	http.NewResponseController(w).Flush()
 	if c, _, err := http.NewResponseController(w).Hijack(); err == nil {
 		if c, ok := c.(*net.TCPConn); ok {
 			c.SetLinger(0)

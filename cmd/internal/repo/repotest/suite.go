@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -38,6 +39,14 @@ func Noise(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	rand.NewChaCha8(key).Read(b)
 	return b
+}
+
+// Write writes a file of the host.
+func Write(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func put(t *testing.T, s repo.Store, name string, exclusive bool, data []byte) (repo.Info, error) {
