@@ -165,6 +165,8 @@ type Image struct {
 	Bitmaps   []Bitmap
 	// Encryption names how the payload is encrypted ("luks", "aes"), or is empty.
 	Encryption string
+	// Serial is the number that the disk shows to a guest, where it is known.
+	Serial string
 	// SectorSize is the logical sector size that the format states, or 0.
 	SectorSize int64
 	// Assumed says that no format claimed the file, and that it was taken for raw.

@@ -32,6 +32,16 @@ type Config struct {
 	VolumeExtents func(name string) bool
 	// Hash adds the SHA-256 of each regular file, which takes reading them all.
 	Hash bool
+	// DiskOnly leaves the images' containers out of the map: extents have positions in the virtual disks only, and image
+	// records tell by Identity which disks these are. Rebase completes such a map.
+	DiskOnly bool
+	// Mounts, where set, gives the file systems that are already open, instead of Drivers. Of other volumes the map
+	// tells only what they are.
+	Mounts func([]partition.Volume) []Mount
+
+	// Changes, where set, tells Rebase what the guest saw otherwise than the images have it, as it had replayed its logs:
+	// the first such bytes, and where they lie on the disk, of the n at off; nil where there are none.
+	Changes func(img *formats.Image, off, n int64) (at int64, bytes []byte)
 
 	// Workers bounds the goroutines that read and encode; 0: one a processor.
 	Workers int
@@ -42,6 +52,17 @@ type Config struct {
 	Progress func(files int64)
 }
 
+// Mount is an open file system: one that a kernel has mounted.
+type Mount struct {
+	// Volumes are the indexes of the volumes that Run.Dev counts in; the files belong to the first.
+	Volumes []int
+	FS      FS
+	// On selects files, where it isn't nil, instead of Config.Patterns.
+	On *mapfile.Patterns
+	// Err says why there is no FS.
+	Err error
+}
+
 // Summary is what Build says of a map that is whole.
 type Summary struct {
 	mapfile.End
@@ -49,6 +70,8 @@ type Summary struct {
 	Encrypted bool
 	// Secret says that the map tells something of what lies encrypted on the disk.
 	Secret bool
+	// Unread names the file systems that were recognised and that no driver reads.
+	Unread []string
 }
 
 // Build writes the map of images that are taken together, such as the disks of one machine, to w. What can't be read
@@ -59,7 +82,7 @@ func Build(ctx context.Context, images []*formats.Image, c Config, w *mapfile.Wr
 		return Summary{}, err
 	}
 	b := &builder{c: &c, w: w}
-	b.head(images)
+	b.head(images, vols)
 	b.volumes(vols)
 	if c.VolumeExtents != nil {
 		b.volumeExtents()
@@ -72,7 +95,7 @@ func Build(ctx context.Context, images []*formats.Image, c Config, w *mapfile.Wr
 	if err := ctx.Err(); err != nil {
 		return Summary{}, err
 	}
-	s := Summary{End: w.Count(), Secret: b.secret}
+	s := Summary{End: w.Count(), Secret: b.secret, Unread: b.unread}
 	s.Encrypted = b.locked && s.Files == 0 || b.content.files > 0 && b.content.locked == b.content.files
 	return s, w.End(&s.End)
 }
@@ -85,20 +108,25 @@ type builder struct {
 	vols    []*volume
 	locked  bool // an image or a volume is encrypted, and no key was given
 	secret  bool // one is, and may have been read
+	unread  []string
 	content contents
 }
 
 // head writes the map record and the images.
-func (b *builder) head(images []*formats.Image) {
+func (b *builder) head(images []*formats.Image, vols []partition.Volume) {
 	m := &mapfile.Map{Version: mapfile.Version, Tool: b.c.Tool, Created: b.c.Created, Options: b.c.Options}
 	b.names.See(m)
 	b.w.Map(m)
 	for _, img := range images {
 		rec := imageRecord(img)
 		rec.Clone = b.c.Clone
+		where := rec.Files[0].Path
+		if b.c.DiskOnly {
+			rec.Files, rec.Identity = nil, identity(img, vols)
+		}
 		b.names.See(rec)
 		b.w.Image(rec)
-		b.notes(rec.Files[0].Path, rec.Notes)
+		b.notes(where, rec.Notes)
 		b.secret = b.secret || img.Encryption != ""
 	}
 	for _, img := range images {
@@ -162,6 +190,7 @@ func (b *builder) volumeExtents() {
 			continue
 		}
 		r := newRecorder(nil)
+		r.comp.diskOnly = b.c.DiskOnly
 		r.long = func() error {
 			err := b.w.Lines(r.lines, mapfile.End{})
 			r.lines = r.lines[:0]

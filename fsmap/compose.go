@@ -16,6 +16,8 @@ type composer struct {
 	image int            // that the file's volume lies on; None where it lies on several
 	// ids gives the numbers that the map has for images; nil: their own.
 	ids map[int]int
+	// diskOnly leaves host files out: what an image holds is data of its disk, however it holds it.
+	diskOnly bool
 	// out is the list so far. full, where set, is called when it has grown past MaxExtents, and takes all but the last.
 	out  []mapfile.Extent
 	full func()
@@ -156,6 +158,10 @@ func (c *composer) convert(e *formats.Extent, around int) mapfile.Extent {
 	if e.Disk == formats.NoPos {
 		x.Disk = mapfile.None
 	}
+	if c.diskOnly && x.Disk != mapfile.None && e.Kind != formats.Missing && !(e.Kind == formats.Packed && onDisk(e.Pack)) {
+		x.Kind, x.File, x.Off, x.Image = mapfile.Data, mapfile.None, mapfile.None, c.imageOf(e, around)
+		return x
+	}
 	switch e.Kind {
 	case formats.Data:
 		host, off := e.File.Host(e.Off)
@@ -174,6 +180,17 @@ func (c *composer) convert(e *formats.Extent, around int) mapfile.Extent {
 		}
 	}
 	return x
+}
+
+// onDisk tells whether any part of a pack has a place on a virtual disk, as those of a volume have, and those of an
+// image's container don't.
+func onDisk(p *formats.Pack) bool {
+	for i := range p.Parts {
+		if x := &p.Parts[i]; x.Disk != formats.NoPos || x.Pack != nil && onDisk(x.Pack) {
+			return true
+		}
+	}
+	return false
 }
 
 // imageOf gives the image that e lies on where it isn't the one around it.

@@ -47,14 +47,24 @@ var errHoles = errors.New("nearly all holes")
 
 // sum gives the SHA-256 of a file's content; none, without an error, for a file that is nearly all holes.
 func (r *reader) sum(fs FS, n *Node, s *Stream, size int64) (string, error) {
-	r.hash.Reset()
-	r.err, r.data, r.zeros = nil, 0, 0
-	r.runs.Reset(size)
+	r.begin(size)
 	if err := fs.Runs(n, s, &r.runs); err != nil {
 		return "", err
 	}
 	r.runs.Fill(mapfile.Hole)
 	r.take(r.runs.List)
+	return r.end()
+}
+
+// begin starts on a file; its runs are then taken.
+func (r *reader) begin(size int64) {
+	r.hash.Reset()
+	r.err, r.data, r.zeros = nil, 0, 0
+	r.runs.Reset(size)
+}
+
+// end gives the hash of what was taken.
+func (r *reader) end() (string, error) {
 	if errors.Is(r.err, errHoles) {
 		return "", nil
 	}

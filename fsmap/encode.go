@@ -66,9 +66,10 @@ type worker struct {
 	sum     *reader
 }
 
-func newWorker(hash bool, buffs chan []byte) *worker {
-	k := &worker{hash: hash, buffs: buffs}
+func newWorker(c *Config, buffs chan []byte) *worker {
+	k := &worker{hash: c.Hash, buffs: buffs}
 	k.recorder = newRecorder(k.handOn)
+	k.comp.diskOnly = c.DiskOnly
 	k.runs.spill = k.take
 	return k
 }
@@ -132,7 +133,7 @@ func (k *worker) file(it *item, path string) {
 	n.Reset()
 	n.Ref, n.Aux = it.ref, it.aux
 	name := k.b.paths[it.end-int(it.name) : it.end]
-	if err := fs.Node(Entry{Name: name, Ref: it.ref, Kind: it.kind, Aux: it.aux}, n); err != nil {
+	if err := fs.Node(Entry{Name: name, Ref: it.ref, Kind: it.kind, Aux: it.aux, Path: k.b.paths[it.start:it.end]}, n); err != nil {
 		k.fail(path, "", "inode", err)
 		return
 	}
@@ -169,7 +170,10 @@ func (k *worker) bytes(rec *mapfile.File, s *Stream) {
 	fs, n, r := k.b.fs, &k.node, &k.runs
 	var sumErr error
 	rec.SHA256 = ""
-	if k.hash && !n.Encrypted {
+	if s == nil {
+		rec.SHA256 = n.SHA256
+	}
+	if k.hash && rec.SHA256 == "" && !n.Encrypted {
 		rec.SHA256, sumErr = k.sum.sum(fs, n, s, rec.Size)
 	}
 	k.begin(rec)

@@ -47,6 +47,9 @@ type Entry struct {
 	Kind mapfile.FileKind
 	// Aux is the driver's own: handed back in Node.
 	Aux uint64
+	// Path is the name with all that lead to it, from the root on. Build sets it for Node, where a kernel that knows
+	// files by their paths is asked.
+	Path []byte
 }
 
 // Stream is a named data stream of a file besides the unnamed one.
@@ -81,6 +84,7 @@ type Node struct {
 	Project      uint32
 	Attrs        []string
 	Reparse      string
+	SHA256       string // of the unnamed stream, where the driver takes it
 
 	// Encrypted says that the content is encrypted by the file system (fscrypt, EFS).
 	Encrypted bool

@@ -21,7 +21,7 @@ func (b *builder) pipeline(ctx context.Context, produce func(ctx context.Context
 	var wg sync.WaitGroup
 	for range n {
 		wg.Go(func() {
-			k := newWorker(b.c.Hash, buffs)
+			k := newWorker(b.c, buffs)
 			for batch := range jobs {
 				k.work(ctx, batch)
 			}

@@ -1,6 +1,7 @@
 package fsmap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,14 +10,22 @@ import (
 	"vmkit/formats"
 	"vmkit/formats/codec"
 	"vmkit/fsmap/mapfile"
+	"vmkit/partition"
 )
 
 // Rebase copies maps from r to w, with the positions in host files taken anew from images: the same virtual disks, now
 // in other containers, or ones that a map, which may have only disk positions, was made without. The guest is not read.
-// Each image of a map is found among images by its size and name.
+//
+// Each image of a map is found among images by its size, its identity where the map tells that, and its name. Of the
+// files whose hash the map has, a sample is read and compared: one that differs is a problem, and where all do, the
+// images are not the map's.
 func Rebase(ctx context.Context, r *mapfile.Reader, images []*formats.Image, c Config, w *mapfile.Writer) (Summary, error) {
 	b := &rebaser{images: images, c: &c, w: w}
 	b.out = newRecorder(b.flush)
+	for _, img := range images {
+		b.disks = append(b.disks, img.Disk)
+	}
+	b.check.reader = newReader(b.disks, c.Partition.Env)
 	for {
 		if err := ctx.Err(); err != nil {
 			return Summary{}, err
@@ -36,11 +45,15 @@ func Rebase(ctx context.Context, r *mapfile.Reader, images []*formats.Image, c C
 
 type rebaser struct {
 	images []*formats.Image
+	disks  []formats.Disk
+	idents []*mapfile.Identity // of images; nil before they are asked for
 	c      *Config
 	w      *mapfile.Writer
 	names  mapfile.Names
 	out    *recorder
 	end    mapfile.End
+	check  checker
+	inline int64 // bytes that changes have put into the map
 
 	// Of the map that is being copied: its images by id, which of ours each is, and the image of each volume.
 	olds    map[int]mapfile.Image
@@ -68,6 +81,7 @@ func (b *rebaser) record(record any) error {
 		b.had = false
 		b.out.begin(x)
 		b.out.rec.More = false
+		b.check.begin(x)
 		b.extents(x.Extents, x.More)
 	case *mapfile.Extents:
 		if !b.out.open {
@@ -84,6 +98,9 @@ func (b *rebaser) record(record any) error {
 		b.tell(x)
 		return err
 	case *mapfile.End:
+		if b.check.bad > 0 && b.check.good == 0 {
+			return fmt.Errorf("the map is not of these images: none of the %d files that were compared has the bytes that the guest read", b.check.bad)
+		}
 		b.end = b.w.Count()
 		b.end.Rest = x.Rest
 		return b.w.End(&b.end)
@@ -95,14 +112,32 @@ func (b *rebaser) record(record any) error {
 
 // image finds the image that holds the disk of old now, and writes its record.
 func (b *rebaser) image(old *mapfile.Image) error {
-	found := -1
+	if old.Identity != nil && b.idents == nil {
+		vols, err := partition.Scan(b.images, b.c.Partition)
+		if err != nil {
+			return err
+		}
+		for _, img := range b.images {
+			b.idents = append(b.idents, identity(img, vols))
+		}
+	}
+	found, other := -1, ""
 	for i, img := range b.images {
 		if _, taken := b.out.comp.ids[img.Number]; taken || img.Size() != old.Size {
 			continue
 		}
+		if old.Identity != nil {
+			if why := differs(old.Identity, b.idents[i]); why != "" {
+				other = fmt.Sprintf("%s is another disk: %s", img.Name, why)
+				continue
+			}
+		}
 		if found < 0 || img.Name == old.Name && b.images[found].Name != old.Name {
 			found = i
 		}
+	}
+	if found < 0 && other != "" {
+		return fmt.Errorf("image %s: %s", old.Name, other)
 	}
 	if found < 0 {
 		return fmt.Errorf("image %s: none of the images that were given is a disk of %d bytes", old.Name, old.Size)
@@ -117,11 +152,7 @@ func (b *rebaser) image(old *mapfile.Image) error {
 
 // use sets what the extents of a volume's files lie on.
 func (b *rebaser) use(volume int) {
-	disks := make([]formats.Disk, len(b.images))
-	for i, img := range b.images {
-		disks[i] = img.Disk
-	}
-	b.out.comp.use(b.volumes[volume], disks...)
+	b.out.comp.use(b.volumes[volume], b.disks...)
 }
 
 // extents takes extents of a file, of which more follow or not.
@@ -130,13 +161,14 @@ func (b *rebaser) extents(list []mapfile.Extent, more bool) {
 	for i := range list {
 		x := &list[i]
 		b.had = b.had || x.Kind == mapfile.Missing || x.Kind == mapfile.Encrypted
-		r := Run{At: x.At}
+		var r Run
 		if !b.place(x, c.image, &r) {
+			b.check.take(&r)
 			c.push(x)
 			continue
 		}
 		before := len(c.out)
-		c.run(&r)
+		b.run(&r)
 		// A container of its own disk, such as LUKS, has a place that its parts don't tell.
 		if x.Kind == mapfile.Packed && r.Kind == mapfile.Packed && x.Disk != mapfile.None {
 			for j := before; j < len(c.out); j++ {
@@ -149,10 +181,128 @@ func (b *rebaser) extents(list []mapfile.Extent, more bool) {
 	}
 	b.out.end()
 	err := c.gap()
+	if err == nil {
+		if e := b.check.end(); e != nil {
+			f := &b.out.rec
+			b.out.problem(mapfile.Problem{Image: mapfile.None, Volume: f.Volume, Path: f.Path, What: "content", Error: e.Error()})
+		}
+	}
 	if b.has = err != nil; b.has && !b.had {
 		f := &b.out.rec
 		b.out.problem(mapfile.Problem{Image: mapfile.None, Volume: f.Volume, Path: f.Path, Stream: f.Stream, What: "content", Error: err.Error()})
 	}
+}
+
+// maxChanged bounds the bytes that changes put into a map: logs hold metadata, and few bytes of files.
+const maxChanged = 64 << 20
+
+// run adds a run of virtual disks, with what Config.Changes has of it in its stead.
+func (b *rebaser) run(r *Run) {
+	c := &b.out.comp
+	lose := func(r Run) {
+		c.err = cmp.Or(c.err, errChanged)
+		r.Kind, r.Pack = mapfile.Missing, nil
+		b.check.take(&r)
+		c.run(&r)
+	}
+	if b.c.Changes != nil {
+		if r.Kind == mapfile.Packed && b.changed(r.Pack) {
+			lose(*r)
+			return
+		}
+		for r.Kind == mapfile.Data && r.Len > 0 {
+			at, bytes := b.c.Changes(b.images[r.Dev], r.Off, r.Len)
+			if bytes == nil {
+				break
+			}
+			piece := *r
+			if piece.Len = at - r.Off; piece.Len > 0 {
+				b.check.take(&piece)
+				c.run(&piece)
+			}
+			piece = Run{At: r.At + piece.Len, Len: int64(len(bytes)), Kind: mapfile.Inline, Bytes: bytes}
+			r.Len -= piece.At + piece.Len - r.At
+			r.At, r.Off = piece.At+piece.Len, at+piece.Len
+			if b.inline += piece.Len; b.inline > maxChanged {
+				lose(piece)
+				continue
+			}
+			b.check.take(&piece)
+			c.run(&piece)
+		}
+		if r.Len == 0 {
+			return
+		}
+	}
+	b.check.take(r)
+	c.run(r)
+}
+
+var errChanged = errors.New("the image has other bytes there than the guest saw after it had replayed its logs")
+
+// changed tells whether any part of a pack is another than in the image.
+func (b *rebaser) changed(p *Pack) bool {
+	for i := range p.Parts {
+		x := &p.Parts[i]
+		if x.Pack != nil && b.changed(x.Pack) {
+			return true
+		}
+		if x.Kind == mapfile.Data {
+			if _, bytes := b.c.Changes(b.images[x.Dev], x.Off, x.Len); bytes != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// checker compares a sample of files with the hashes that the map has.
+type checker struct {
+	reader    *reader
+	want      string // hash of the file that is being read, or "" where it isn't compared
+	good, bad int
+	bytes     int64
+}
+
+// Limits of the sample.
+const (
+	maxCheckFile = 1 << 20
+	maxCheck     = 64 << 20
+)
+
+func (k *checker) begin(f *mapfile.File) {
+	if k.want = f.SHA256; f.Size > maxCheckFile || k.bytes+f.Size > maxCheck {
+		k.want = ""
+	}
+	if k.want != "" {
+		k.bytes += f.Size
+		k.reader.begin(f.Size)
+	}
+}
+
+// take takes a run of the file.
+func (k *checker) take(r *Run) {
+	if k.want != "" {
+		k.reader.take([]Run{*r})
+	}
+}
+
+// end says how the file differs. One that can't be read is told of where that is found out.
+func (k *checker) end() error {
+	want := k.want
+	if k.want = ""; want == "" {
+		return nil
+	}
+	got, err := k.reader.end()
+	switch {
+	case got == "" || err != nil:
+	case got == want:
+		k.good++
+	default:
+		k.bad++
+		return fmt.Errorf("its bytes are not those that the guest read: sha256 %s, the map has %s", got, want)
+	}
+	return nil
 }
 
 // place makes r the run of a virtual disk that x, within something on image around, is; false where x doesn't depend
@@ -162,7 +312,7 @@ func (b *rebaser) place(x *mapfile.Extent, around int, r *Run) bool {
 	if image == mapfile.None {
 		image = around
 	}
-	r.Len, r.Kind, r.Off, r.Dev, r.Skip, r.Bytes = x.Len, x.Kind, x.Disk, b.dev[image], x.Skip, x.Bytes
+	r.At, r.Len, r.Kind, r.Off, r.Dev, r.Skip, r.Bytes = x.At, x.Len, x.Kind, x.Disk, b.dev[image], x.Skip, x.Bytes
 	switch x.Kind {
 	case mapfile.Hole, mapfile.Unwritten, mapfile.Inline:
 		return false

@@ -44,12 +44,20 @@ func (b *builder) volumes(list []partition.Volume) {
 		v := &volume{Volume: list[i], rec: volumeRecord(i, &list[i]), env: b.c.Partition.Env}
 		v.on, v.selected = b.c.Patterns.On(v.Name)
 		b.vols = append(b.vols, v)
-		if v.Kind != partition.KindGap && v.Kind != partition.KindTable && !divided[i] && !b.c.NoFS {
+		switch {
+		case v.Kind == partition.KindGap || v.Kind == partition.KindTable || divided[i] || b.c.NoFS:
+		case b.c.Mounts != nil:
+			c, _ := partition.Recognise(v.Disk, v.Size)
+			v.rec.FS, v.rec.UUID, v.rec.Label = c.Name, c.UUID, c.Label
+		default:
 			v.probe(b.c.Drivers, head)
 		}
 	}
 	for _, set := range sets(b.vols) {
 		openSet(set, b.c.FS)
+	}
+	if b.c.Mounts != nil && !b.c.NoFS {
+		b.mounts(list)
 	}
 	for _, v := range b.vols {
 		b.names.See(&v.rec)
@@ -60,6 +68,9 @@ func (b *builder) volumes(list []partition.Volume) {
 		}
 		for _, err := range v.trouble {
 			b.volumeProblem(v, "file system", err)
+			if v.fs == nil && v.rec.FS != "" && errors.Is(err, ondisk.ErrUnsupported) {
+				b.unread = append(b.unread, v.rec.FS)
+			}
 		}
 		if v.Kind == partition.KindLUKS && v.fs != nil {
 			b.secret = true
@@ -195,7 +206,12 @@ func openSet(set []*volume, o Options) {
 		first.fail("%s: %w", first.rec.FS, err)
 		return
 	}
-	info := fs.Info()
+	first.attach(set, fs)
+}
+
+// attach makes v the volume of an open file system, which spans the volumes of set.
+func (v *volume) attach(set []*volume, fs FS) {
+	first, info := v, fs.Info()
 	for _, v := range set {
 		v.rec.FS, v.rec.UUID, v.rec.Label = info.Type, info.UUID, info.Label
 		first.disks = append(first.disks, v.Disk)
@@ -207,6 +223,27 @@ func openSet(set []*volume, o Options) {
 	r.Journal, r.BlockSize, r.Used, r.Snapshots, r.Extra = info.Journal, info.BlockSize, info.Used, info.Snapshots, info.Extra
 	r.Notes = append(r.Notes, info.Notes...)
 	first.fs, first.trouble = fs, append(first.trouble, info.Problems...)
+}
+
+// mounts takes over the file systems that the caller has open.
+func (b *builder) mounts(list []partition.Volume) {
+	for _, m := range b.c.Mounts(list) {
+		first := b.vols[m.Volumes[0]]
+		if m.Err != nil {
+			first.trouble = append(first.trouble, m.Err)
+			continue
+		}
+		var set []*volume
+		for _, i := range m.Volumes {
+			set = append(set, b.vols[i])
+		}
+		info := m.FS.Info()
+		info.Type, info.UUID, info.Label = cmp.Or(info.Type, first.rec.FS), cmp.Or(info.UUID, first.rec.UUID), cmp.Or(info.Label, first.rec.Label)
+		if m.On != nil {
+			first.on, first.selected = *m.On, true
+		}
+		first.attach(set, m.FS)
+	}
 }
 
 // survey tells, as far as that is cheap, whether something in a disk is encrypted, or all of it is zeros, or neither.

@@ -154,7 +154,7 @@ func (w *walker) visit(e *dirent) {
 
 // entry makes the Entry that the driver gave out again. The name is the last component of the path.
 func (w *walker) entry(e *dirent) Entry {
-	return Entry{Name: w.path[len(w.path)-int(e.len):], Ref: e.ref, Kind: e.kind, Aux: e.aux}
+	return Entry{Name: w.path[len(w.path)-int(e.len):], Ref: e.ref, Kind: e.kind, Aux: e.aux, Path: w.path}
 }
 
 // enter reads the directory that w.node holds and puts it onto the stack.

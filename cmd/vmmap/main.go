@@ -18,6 +18,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 }
 
 const help = `Usage: vmmap [OPTION]... IMAGE...
+       vmmap --live [OPTION]... PATH...
        vmfreeze VM | vmclone -C DIR | vmmap [OPTION]...
 
 Writes the map of the disk images, which are taken together as the disks of one machine:
@@ -32,6 +33,8 @@ written for each. At a terminal the files are listed for people.
       --hash             with the SHA-256 of every file, for which all of them are read
       --rebase IMAGE     complete a map from stdin: the same disks now lie in IMAGE
                          (repeatable)
+      --live             map this running Linux machine's own file systems: those that each
+                         PATH lies on or that are mounted below it (root; for --rebase)
   -l, --list             list for people instead of writing records
       --bodyfile         write a bodyfile for mactime instead of records
   -o, --output FILE      write to FILE, which appears when it is whole
@@ -43,6 +46,7 @@ Examples:
   vmmap --only 'p2:/etc/**' -l web1.qcow2
   vmmap --snapshot before-update --bodyfile web1.qcow2 | mactime -d -y
   vmmap --rebase web1.vmdk < web1.map
+  ssh clone vmmap --live / | vmmap --rebase clone.qcow2 | vmextract -C out '/srv/**'
 `
 
 // options are those of vmmap alone.
@@ -53,6 +57,7 @@ type options struct {
 	volumeExtents bool
 	hash          bool
 	rebase        []string
+	live          bool
 	list          bool
 	bodyfile      bool
 	output        string
@@ -67,6 +72,7 @@ func command() *cli.Command {
 	f.BoolVar(&o.volumeExtents, "volume-extents", false, "")
 	f.BoolVar(&o.hash, "hash", false, "")
 	f.StringArrayVar(&o.rebase, "rebase", nil, "")
+	f.BoolVar(&o.live, "live", false, "")
 	f.BoolVarP(&o.list, "list", "l", false, "")
 	f.BoolVar(&o.bodyfile, "bodyfile", false, "")
 	f.StringVarP(&o.output, "output", "o", "", "")

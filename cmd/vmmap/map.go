@@ -28,6 +28,8 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 		return cli.Usagef("--list and --bodyfile exclude each other")
 	case o.volumes && (o.bodyfile || o.hash || len(o.only) > 0):
 		return cli.Usagef("--volumes leaves out the files: it goes with neither --bodyfile, --hash nor --only")
+	case o.live && (len(args) == 0 || len(o.rebase) > 0 || len(o.only) > 0):
+		return cli.Usagef("--live takes the PATHs to map, and neither --rebase nor --only")
 	case len(o.rebase) > 0 && (len(args) > 0 || o.volumes || o.volumeExtents || o.hash || len(o.only) > 0):
 		return cli.Usagef("--rebase takes the map from stdin as it is")
 	}
@@ -44,6 +46,9 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 	write := func(w io.Writer) error {
 		if len(o.rebase) > 0 {
 			return o.rebaseTo(ctx, t, out, w)
+		}
+		if o.live {
+			return o.liveTo(ctx, t, args, out, w)
 		}
 		for _, m := range machines {
 			if err := o.mapMachine(ctx, t, m, patterns, out, w); err != nil {
@@ -72,14 +77,8 @@ func (o *options) mapMachine(ctx context.Context, t *cli.Term, m machine, patter
 	defer images.Close()
 	progress := t.Progress("files", -1, true)
 	defer progress.Done()
-	c := fsmap.Config{
-		Clone: m.clone, Patterns: patterns, NoFiles: o.volumes, Hash: o.hash,
-		Problem: t.Problem, Progress: progress.Add,
-		Note: func(where, note string) { t.Warn("%s: %s", where, note) },
-	}
-	if o.volumeExtents {
-		c.VolumeExtents = func(string) bool { return true }
-	}
+	c := o.config(t, progress)
+	c.Clone, c.Patterns = m.clone, patterns
 	s, err := images.Map(ctx, c, mapfile.NewWriter(w))
 	if err != nil {
 		return err
@@ -105,7 +104,7 @@ func (o *options) rebaseTo(ctx context.Context, t *cli.Term, out *cli.Output, w 
 	}
 	defer images.Close()
 	out.Private = true // it may be of what was encrypted
-	_, err = fsmap.Rebase(ctx, mapfile.NewReader(in), images.List, fsmap.Config{Problem: t.Problem}, mapfile.NewWriter(w))
+	_, err = images.Rebase(ctx, mapfile.NewReader(in), fsmap.Config{Problem: t.Problem}, mapfile.NewWriter(w))
 	return err
 }
 

@@ -48,6 +48,8 @@ func (r *Reader) decodeImage() *Image {
 			for s.begin('['); s.more(']'); {
 				m.Files = append(m.Files, s.hostFile())
 			}
+		case "identity":
+			m.Identity = s.identity()
 		case "snapshots":
 			for s.begin('['); s.more(']'); {
 				m.Snapshots = append(m.Snapshots, s.snapshot())
@@ -95,6 +97,25 @@ func (s *scan) hostFile() HostFile {
 		s.fail("host file without its id, path and size")
 	}
 	return h
+}
+
+func (s *scan) identity() *Identity {
+	x := new(Identity)
+	for s.begin('{'); s.field(); {
+		switch string(s.key) {
+		case "serial":
+			x.Serial = s.text()
+		case "table":
+			x.Table = s.text()
+		case "id":
+			x.ID = s.text()
+		case "marks":
+			x.Marks = s.text()
+		default:
+			s.skip()
+		}
+	}
+	return x
 }
 
 func (s *scan) snapshot() Snapshot {

@@ -36,6 +36,12 @@ func AppendImage(dst []byte, m *Image) []byte {
 		dst = append(appendTimeField(dst, "mtime", f.MTime), '}')
 	}
 	dst = append(dst, ']')
+	if x := m.Identity; x != nil {
+		dst, _ = appendText(append(dst, `,"identity":{"table":`...), x.Table)
+		dst = appendNotEmpty(dst, "id", x.ID)
+		dst = appendNotEmpty(dst, "marks", x.Marks)
+		dst = append(appendNotEmpty(dst, "serial", x.Serial), '}')
+	}
 	for i := range m.Snapshots {
 		s := &m.Snapshots[i]
 		dst = appendListSep(dst, "snapshots", i)

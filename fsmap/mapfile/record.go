@@ -84,11 +84,12 @@ type Extent struct {
 
 // Pack is a stretch of coded bytes: its parts joined (codecs "xor" and "raid6": side by side), then decoded to Full bytes.
 type Pack struct {
-	Codec  string
-	Full   int64
-	Sector int    // aes-xts-plain64 only
-	IV     uint64 // aes-xts-plain64 only
-	Key    string // aes-xts-plain64 only: the key's id
+	Codec string
+	Full  int64
+	// Of the codecs that decrypt only. Key is the key's id.
+	Sector int
+	IV     uint64
+	Key    string
 	// Factors, of raid6 only, has one for each part.
 	Factors []byte
 	Parts   []Extent
@@ -147,12 +148,23 @@ type Image struct {
 	State      string
 	Encryption string
 	Files      []HostFile
-	Snapshots  []Snapshot
-	Bitmaps    []Bitmap
-	Notes      []string
+	// Identity tells which disk this is, where the map has no host file of it; else nil.
+	Identity  *Identity
+	Snapshots []Snapshot
+	Bitmaps   []Bitmap
+	Notes     []string
 	// Clone is the clone record that the image came with, as it stood, or nil.
 	Clone json.RawMessage
 	Rest  Rest
+}
+
+// Identity is what tells a virtual disk from others, whatever container it lies in and however its files change. The disk
+// that a map is laid over has to have the same size, Table, ID and Marks.
+type Identity struct {
+	Serial string // that the disk showed to the guest, or empty; containers don't have it
+	Table  string // scheme of the partition table, or empty
+	ID     string // of the partition table: GUID or number, or empty
+	Marks  string // SHA-256 of where the partitions lie and which ids they and their contents have
 }
 
 // Snapshot is an internal snapshot of an image.

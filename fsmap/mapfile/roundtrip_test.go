@@ -187,7 +187,7 @@ func TestOtherRecordsRoundTrip(t *testing.T) {
 		&Image{ID: 0, Name: "web\xff1", Format: "qcow2", Size: 1 << 34, State: "clean", Encryption: "luks",
 			Files:     []HostFile{{0, "web1.qcow2", "top", 1 << 30, now}, {1, "b\xffse", "backing", 9, Time{}}},
 			Snapshots: []Snapshot{{"1", "s\xff", 1 << 34, now, 77}, {"2", "t", None, Time{}, 0}},
-			Bitmaps:   []Bitmap{{"b0", 65536, "consistent", true}}, Notes: []string{"odd <but> fine"}, Clone: json.RawMessage(`{"type":"clone"}`), Rest: Rest(`,"x":{"y":"z"}`)},
+			Bitmaps:   []Bitmap{{"b0", 65536, "consistent", true}}, Notes: []string{"odd <but> fine"}, Identity: &Identity{"S1", "gpt", "2f3a", "ab12"}, Clone: json.RawMessage(`{"type":"clone"}`), Rest: Rest(`,"x":{"y":"z"}`)},
 		&Volume{ID: 0, Name: "disk", Kind: "disk", Size: 1 << 34, In: None, Used: None},
 		&Volume{ID: 1, Name: "vg0/root", Kind: "lv", Scheme: "lvm2", Number: 3, Start: None, Size: 5, Image: None, In: 0,
 			Segments: []Segment{{0, 5, "striped", []int{0, 0}, []int64{7, 1 << 60}, 65536}},

@@ -183,6 +183,12 @@ func (im *Images) Map(ctx context.Context, c fsmap.Config, w *mapfile.Writer) (f
 	return fsmap.Build(ctx, im.List, c, w)
 }
 
+// Rebase copies a map from r to w as one of the images.
+func (im *Images) Rebase(ctx context.Context, r *mapfile.Reader, c fsmap.Config, w *mapfile.Writer) (fsmap.Summary, error) {
+	c.Partition = partition.Options{Env: im.Env, SectorSize: im.in.SectorSize}
+	return fsmap.Rebase(ctx, r, im.List, c, w)
+}
+
 // Keys opens what lies encrypted on the images, and gives the keys that packed extents of their map name.
 func (im *Images) Keys() (codec.Keys, error) {
 	_, err := partition.Scan(im.List, partition.Options{Env: im.Env, SectorSize: im.in.SectorSize, Passphrase: im.ask})
@@ -207,6 +213,7 @@ func (in *Input) options(c fsmap.Config) map[string]any {
 	set("patterns", c.Patterns.Texts(), c.Patterns.All())
 	set("volumes_only", true, !c.NoFiles)
 	set("hash", true, !c.Hash)
+	set("live", true, c.Mounts == nil)
 	return o
 }
 
