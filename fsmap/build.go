@@ -42,6 +42,8 @@ type Config struct {
 	// Changes, where set, tells Rebase what the guest saw otherwise than the images have it, as it had replayed its logs:
 	// the first such bytes, and where they lie on the disk, of the n at off; nil where there are none.
 	Changes func(img *formats.Image, off, n int64) (at int64, bytes []byte)
+	// Space, where set, is told what nothing uses: see Space.
+	Space Space
 
 	// Workers bounds the goroutines that read and encode; 0: one a processor.
 	Workers int
@@ -84,6 +86,9 @@ func Build(ctx context.Context, images []*formats.Image, c Config, w *mapfile.Wr
 	b := &builder{c: &c, w: w}
 	b.head(images, vols)
 	b.volumes(vols)
+	if c.Space != nil {
+		b.space(vols, dividedOf(vols))
+	}
 	if c.VolumeExtents != nil {
 		b.volumeExtents()
 	}

@@ -26,9 +26,9 @@ type volume struct {
 	trouble  []error        // what stands in the way of reading its file system
 }
 
-// volumes writes the volume records, for which the file systems are opened.
-func (b *builder) volumes(list []partition.Volume) {
-	divided := make([]bool, len(list)) // those that others lie in
+// dividedOf tells of each volume whether others lie in it.
+func dividedOf(list []partition.Volume) []bool {
+	divided := make([]bool, len(list))
 	for i := range list {
 		if in := list[i].In; in >= 0 {
 			divided[in] = true
@@ -39,6 +39,12 @@ func (b *builder) volumes(list []partition.Volume) {
 			}
 		}
 	}
+	return divided
+}
+
+// volumes writes the volume records, for which the file systems are opened.
+func (b *builder) volumes(list []partition.Volume) {
+	divided := dividedOf(list)
 	head := make([]byte, ProbeLen)
 	for i := range list {
 		v := &volume{Volume: list[i], rec: volumeRecord(i, &list[i]), env: b.c.Partition.Env}

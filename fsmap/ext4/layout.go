@@ -178,15 +178,25 @@ var (
 
 // Group descriptor ("Block Group Descriptors"); positions in it. The second half is there with 64bit only.
 const (
-	gdTableLo  = 0x08
-	gdFreeLo   = 0x0C
-	gdChecksum = 0x1E
-	gdLen      = 0x20
-	gdTableHi  = 0x28
-	gdFreeHi   = 0x2C
-	gdLen64    = 0x40
-	gdMaxLen   = 1024
+	gdBitmapLo     = 0x00
+	gdInodeMapLo   = 0x04
+	gdTableLo      = 0x08
+	gdFreeLo       = 0x0C
+	gdFlags        = 0x12
+	gdBitmapCsumLo = 0x18
+	gdChecksum     = 0x1E
+	gdLen          = 0x20
+	gdBitmapHi     = 0x20
+	gdInodeMapHi   = 0x24
+	gdTableHi      = 0x28
+	gdFreeHi       = 0x2C
+	gdBitmapCsumHi = 0x38
+	gdLen64        = 0x40
+	gdMaxLen       = 1024
 )
+
+// gdBlockUninit, in gdFlags, says that the group's block bitmap was never written.
+const gdBlockUninit = 0x2
 
 // Inode ("Index Nodes"); positions in it.
 const (
