@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"vmkit/formats/codec"
+	"vmkit/formats/ondisk"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -24,6 +25,8 @@ type Options struct {
 	Images   string     // look host files up in this folder by name, and nowhere else
 	AnyMTime bool       // take host files whose time of change isn't the one in the map
 	Keys     codec.Keys // gives the keys of packed extents that need one
+	// Open, where set, opens the host files that don't lie on this host; for others it gives nil.
+	Open func(path string) (ondisk.HostFile, error)
 	// Image, where set, is told of each image, before anything of it is read.
 	Image func(*mapfile.Image)
 
@@ -129,7 +132,7 @@ func newRun(ctx context.Context, o Options) *run {
 		r.Progress = func(int64, int64) {}
 	}
 	r.src.keys = o.Keys
-	r.src.hosts = hosts{folder: o.Images, anyMTime: o.AnyMTime}
+	r.src.hosts = hosts{folder: o.Images, anyMTime: o.AnyMTime, elsewhere: o.Open}
 	r.src.hosts.reset()
 	return r
 }

@@ -10,23 +10,25 @@ import (
 	"sync"
 	"syscall"
 
+	"vmkit/formats/ondisk"
 	"vmkit/fsmap/mapfile"
 )
 
 // hosts holds the host files that a map names. They are found, and compared with what the map says of them, when the
 // map names them; they are opened when they are first read.
 type hosts struct {
-	folder   string // look files up here by name, and nowhere else
-	anyMTime bool
-	mu       sync.RWMutex
-	byID     map[int]*host
+	folder    string // look files up here by name, and nowhere else
+	anyMTime  bool
+	elsewhere func(path string) (ondisk.HostFile, error) // Options.Open
+	mu        sync.RWMutex
+	byID      map[int]*host
 }
 
 type host struct {
 	rec  mapfile.HostFile
 	path string
 	once sync.Once
-	f    *os.File
+	f    ondisk.HostFile
 	err  error
 }
 
@@ -40,7 +42,7 @@ func (h *hosts) add(m *mapfile.Image) error {
 		if h.folder != "" {
 			x.path = filepath.Join(h.folder, filepath.Base(rec.Path))
 		}
-		st, err := os.Stat(x.path)
+		st, err := h.find(x)
 		if err != nil {
 			return err
 		}
@@ -52,6 +54,22 @@ func (h *hosts) add(m *mapfile.Image) error {
 		h.mu.Unlock()
 	}
 	return nil
+}
+
+// find looks a host file up. One that lies elsewhere is opened at once.
+func (h *hosts) find(x *host) (fs.FileInfo, error) {
+	if h.elsewhere == nil || h.folder != "" {
+		return os.Stat(x.path)
+	}
+	f, err := h.elsewhere(x.path)
+	switch {
+	case err != nil:
+		return nil, err
+	case f == nil:
+		return os.Stat(x.path)
+	}
+	x.once.Do(func() { x.f = f })
+	return f.Stat()
 }
 
 // same compares a host file with what the map says of it.
@@ -70,7 +88,7 @@ func (h *hosts) same(x *host, st fs.FileInfo) error {
 }
 
 // open gives a host file by its id, opened.
-func (h *hosts) open(id int) (*os.File, error) {
+func (h *hosts) open(id int) (ondisk.HostFile, error) {
 	h.mu.RLock()
 	x := h.byID[id]
 	h.mu.RUnlock()
@@ -78,16 +96,18 @@ func (h *hosts) open(id int) (*os.File, error) {
 		return nil, fmt.Errorf("the map has no host file %d", id)
 	}
 	x.once.Do(func() {
-		if x.f, x.err = os.OpenFile(x.path, os.O_RDONLY|syscall.O_NONBLOCK, 0); x.err != nil {
+		f, err := os.OpenFile(x.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			x.err = err
 			return
 		}
-		st, err := x.f.Stat()
+		st, err := f.Stat()
 		if err == nil {
 			err = h.same(x, st)
 		}
-		if err != nil {
+		if x.f = f; err != nil {
 			x.err = err
-			x.f.Close()
+			f.Close()
 		}
 	})
 	return x.f, x.err

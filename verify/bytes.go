@@ -10,13 +10,14 @@ import (
 	"syscall"
 
 	"vmkit/formats/codec"
+	"vmkit/formats/ondisk"
 	"vmkit/fsmap/mapfile"
 )
 
 // bytesOf turns extents into bytes, plainly: seek, read, decode.
 type bytesOf struct {
 	keys  codec.Keys
-	hosts map[int]*os.File
+	hosts map[int]ondisk.HostFile
 
 	mu   sync.Mutex
 	keep []decoded // the last ones, oldest first

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"hash"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"vmkit/formats/ondisk"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -30,7 +30,7 @@ type mapCheck struct {
 
 type hostFile struct {
 	rec mapfile.HostFile // with the path that it has here
-	f   *os.File
+	f   ondisk.HostFile
 	st  fs.FileInfo
 }
 
@@ -38,7 +38,7 @@ type hostFile struct {
 const maxHeld = 64 << 10
 
 func newMapCheck(r *run) *mapCheck {
-	return &mapCheck{run: r, bytes: &bytesOf{keys: r.Keys, hosts: make(map[int]*os.File)}, volumes: make(map[int]*mapfile.Volume)}
+	return &mapCheck{run: r, bytes: &bytesOf{keys: r.Keys, hosts: make(map[int]ondisk.HostFile)}, volumes: make(map[int]*mapfile.Volume)}
 }
 
 func (m *mapCheck) close() { m.bytes.close() }
@@ -53,7 +53,7 @@ func (m *mapCheck) image(x *mapfile.Image) error {
 			h.Path = filepath.Join(m.Images, filepath.Base(h.Path))
 		}
 		at := mapfile.Finding{Volume: mapfile.None, Path: h.Path}
-		f, err := openHost(h.Path)
+		f, err := m.openHost(h.Path)
 		if errors.Is(err, fs.ErrNotExist) {
 			t.diff(at, Missing, "host file", "nothing")
 			continue
@@ -71,6 +71,20 @@ func (m *mapCheck) image(x *mapfile.Image) error {
 		m.identity(t, at, h, st)
 	}
 	return m.say(t)
+}
+
+// openHost opens a host file, wherever it lies.
+func (m *mapCheck) openHost(path string) (ondisk.HostFile, error) {
+	if m.Open != nil && m.Images == "" {
+		if f, err := m.Open(path); f != nil || err != nil {
+			return f, err
+		}
+	}
+	f, err := openHost(path)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // identity compares a host file with what the map says of it.

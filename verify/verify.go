@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"vmkit/formats/codec"
+	"vmkit/formats/ondisk"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -20,6 +21,8 @@ type Options struct {
 	Images   string     // look host files up in this folder by name, and nowhere else
 	AnyMTime bool       // take host files whose time of change isn't the one in the map
 	Keys     codec.Keys // gives the keys of packed extents that need one
+	// Open, where set, opens the host files that don't lie on this host; for others it gives nil.
+	Open func(path string) (ondisk.HostFile, error)
 	// Image, where set, is told of each image, before anything of it is read.
 	Image func(*mapfile.Image)
 

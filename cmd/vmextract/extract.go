@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"vmkit/cmd/internal/cli"
+	"vmkit/cmd/internal/repo"
 	"vmkit/extract"
 	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
@@ -89,9 +90,9 @@ func (o *options) open(ctx context.Context, t *cli.Term, x *extract.Options) (*i
 		if err != nil {
 			return nil, err
 		}
-		keys := o.input.Keyring(t)
-		x.Keys, x.Image = keys.Get, keys.See
-		return &input{mapfile.NewReader(f), func() (bool, error) { return false, errors.Join(f.Close(), keys.Close()) }}, nil
+		keys, hosts := o.input.Keyring(t), repo.Hosts{Context: ctx}
+		x.Keys, x.Image, x.Open = keys.Get, keys.See, hosts.Open
+		return &input{mapfile.NewReader(f), func() (bool, error) { return false, errors.Join(f.Close(), keys.Close(), hosts.Close()) }}, nil
 	}
 	images, err := o.input.Open(t, o.images)
 	if err != nil {

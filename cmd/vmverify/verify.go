@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"vmkit/cmd/internal/cli"
+	"vmkit/cmd/internal/repo"
 	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
 	"vmkit/verify"
@@ -136,9 +137,9 @@ func (o *options) open(ctx context.Context, t *cli.Term, args []string, v *verif
 	if err != nil {
 		return nil, err
 	}
-	keys := o.input.Keyring(t)
-	v.Keys, v.Image = keys.Get, keys.See
-	in := &input{close: func() error { return errors.Join(f.Close(), keys.Close()) }}
+	keys, hosts := o.input.Keyring(t), repo.Hosts{Context: ctx}
+	v.Keys, v.Image, v.Open = keys.Get, keys.See, hosts.Open
+	in := &input{close: func() error { return errors.Join(f.Close(), keys.Close(), hosts.Close()) }}
 	b := bufio.NewReader(f)
 	if first, err := b.Peek(1); err == nil && first[0] != '{' && o.mapFile == "" && !o.secondReader {
 		in.sums = b
