@@ -55,7 +55,8 @@ func Machines(ctx context.Context, s Store) ([]string, error) {
 	return slices.Compact(list), err
 }
 
-// Points gives a machine's points, hidden ones too, oldest first: by the instant that they show, then by name.
+// Points gives a machine's points, hidden ones too, oldest first: by the instant that they show, then by name. Where
+// some can't be read, it gives the others with the error.
 func Points(ctx context.Context, s Store, machine string) ([]*Point, error) {
 	if err := ValidMachine(machine); err != nil {
 		return nil, err
@@ -71,18 +72,20 @@ func Points(ctx context.Context, s Store, machine string) ([]*Point, error) {
 		return nil, err
 	}
 	var list []*Point
+	var errs []error
 	for _, name := range names {
 		p, err := ReadPoint(ctx, s, machine, name)
 		if errors.Is(err, ErrNotExist) { // it was removed meanwhile
 			continue
 		}
 		if err != nil {
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		list = append(list, p)
 	}
 	slices.SortStableFunc(list, func(a, b *Point) int { return a.At.Compare(b.At) })
-	return list, nil
+	return list, errors.Join(errs...)
 }
 
 // ReadPoint reads one point, and checks what it says as far as that takes no other file.
@@ -91,6 +94,9 @@ func ReadPoint(ctx context.Context, s Store, machine, name string) (*Point, erro
 	b, err := ReadFile(ctx, s, file, maxPoint)
 	if err != nil {
 		return nil, err
+	}
+	if err := unseal(b); err != nil {
+		return nil, fmt.Errorf("%s: %w", Path(s, file), err)
 	}
 	p := &Point{}
 	if err := json.Unmarshal(b, p); err != nil {
@@ -148,7 +154,7 @@ func (p *Point) Files() []StoredFile {
 
 // WritePoint commits a point: with it, it exists. A new one never replaces another.
 func WritePoint(ctx context.Context, s Store, p *Point, exclusive bool) error {
-	b, err := json.MarshalIndent(p, "", " ")
+	b, err := seal(p)
 	if err != nil {
 		return err
 	}
@@ -157,7 +163,7 @@ func WritePoint(ctx context.Context, s Store, p *Point, exclusive bool) error {
 		return err
 	}
 	defer w.Abort()
-	if _, err := w.Write(append(b, '\n')); err != nil {
+	if _, err := w.Write(b); err != nil {
 		return err
 	}
 	_, err = w.Commit(ctx)

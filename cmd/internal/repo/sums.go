@@ -213,41 +213,55 @@ func (r *SumsReader) Next() (Run, error) {
 	if err != nil {
 		return Run{}, err
 	}
-	x := Run{N: 1}
-	var off []byte
-	switch rest, zero := bytes.CutPrefix(line, []byte("# zero ")); {
-	case zero:
-		var length []byte
-		off, length, _ = bytes.Cut(rest, []byte(" "))
-		n, err := strconv.ParseInt(string(length), 10, 64)
-		if err != nil || n <= 0 || n > r.size {
-			return Run{}, r.corrupt("line", line)
-		}
-		x.N, x.Zero, x.Sum = (n+r.cluster-1)/r.cluster, true, r.zero
-	case bytes.HasPrefix(line, []byte("# root ")):
+	if bytes.HasPrefix(line, rootLine) {
 		return Run{}, r.end(line)
-	default:
-		const n = 2 * sha256.Size
-		if len(line) < n+3 || line[n] != ' ' || line[n+1] != ' ' {
-			return Run{}, r.corrupt("line", line)
-		}
-		if _, err := hex.Decode(x.Sum[:], line[:n]); err != nil || !x.Held() {
-			return Run{}, r.corrupt("line", line)
-		}
-		off = line[n+2:]
-		x.Zero = x.Sum == r.zero
 	}
-	at, err := strconv.ParseInt(string(off), 10, 64)
-	x.First = at / r.cluster
-	if err != nil || at%r.cluster != 0 || x.First < r.next || x.N > (r.size+r.cluster-1)/r.cluster-x.First {
+	x, ok := parseRun(line, r.size, r.cluster, r.zero)
+	if !ok {
+		return Run{}, r.corrupt("line", line)
+	}
+	if x.First < r.next {
 		return Run{}, r.corrupt("position in line", line)
 	}
 	r.next = x.First + x.N
 	return x, nil
 }
 
+var (
+	zeroLine = []byte("# zero ")
+	rootLine = []byte("# root ")
+)
+
+// parseRun takes a line about clusters apart.
+func parseRun(line []byte, size, cluster int64, zero Sum) (x Run, ok bool) {
+	x.N = 1
+	var off []byte
+	if rest, found := bytes.CutPrefix(line, zeroLine); found {
+		var length []byte
+		off, length, _ = bytes.Cut(rest, []byte(" "))
+		n, err := strconv.ParseInt(string(length), 10, 64)
+		if err != nil || n <= 0 || n > size {
+			return x, false
+		}
+		x.N, x.Zero, x.Sum = (n+cluster-1)/cluster, true, zero
+	} else {
+		const n = 2 * sha256.Size
+		if len(line) < n+3 || line[n] != ' ' || line[n+1] != ' ' {
+			return x, false
+		}
+		if _, err := hex.Decode(x.Sum[:], line[:n]); err != nil || !x.Held() {
+			return x, false
+		}
+		off = line[n+2:]
+		x.Zero = x.Sum == zero
+	}
+	at, err := strconv.ParseInt(string(off), 10, 64)
+	x.First = at / cluster
+	return x, err == nil && at >= 0 && at%cluster == 0 && x.N <= (size+cluster-1)/cluster-x.First
+}
+
 func (r *SumsReader) end(line []byte) error {
-	r.root = string(line[len("# root "):])
+	r.root = string(line[len(rootLine):])
 	if _, err := r.r.ReadByte(); err != io.EOF {
 		return r.corrupt("what follows", line)
 	}
