@@ -220,12 +220,21 @@ func Sum(t testing.TB, r io.ReaderAt, runs []fsmap.Run) string {
 
 func sum(t testing.TB, members []fsmap.Member, runs []fsmap.Run) string {
 	t.Helper()
+	s, err := digest(members, runs)
+	if err != nil {
+		t.Error(err)
+	}
+	return s
+}
+
+// digest is sum with the error.
+func digest(members []fsmap.Member, runs []fsmap.Run) (string, error) {
 	h := sha256.New()
 	for _, x := range runs {
 		var err error
 		switch x.Kind {
 		case mapfile.Data:
-			_, err = io.Copy(h, io.NewSectionReader(members[x.Dev].R, x.Off, x.Len))
+			_, err = io.CopyN(h, io.NewSectionReader(members[x.Dev].R, x.Off, x.Len), x.Len)
 		case mapfile.Hole, mapfile.Unwritten, mapfile.Zero:
 			_, err = io.CopyN(h, zeros{}, x.Len)
 		case mapfile.Inline:
@@ -236,14 +245,13 @@ func sum(t testing.TB, members []fsmap.Member, runs []fsmap.Run) string {
 				h.Write(b[x.Skip : x.Skip+x.Len])
 			}
 		default:
-			return ""
+			return "", nil
 		}
 		if err != nil {
-			t.Errorf("run at %d: %v", x.At, err)
-			return ""
+			return "", fmt.Errorf("run at %d: %w", x.At, err)
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 func unpack(members []fsmap.Member, p *fsmap.Pack) ([]byte, error) {

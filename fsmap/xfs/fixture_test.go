@@ -13,6 +13,7 @@ import (
 	"vmkit/fixtures"
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
+	"vmkit/fsmap/fsmaptest"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -51,11 +52,11 @@ func TestStored(t *testing.T) {
 			if n := len(fs.(*fsys).patches); (n > 0) != (x.name == "xfs-intents") {
 				t.Errorf("%d inodes with open intents", n)
 			}
-			l := list(fs, r, true)
-			for _, p := range l.problems {
+			l := fsmaptest.List(fs, true, fsmap.Member{R: r})
+			for _, p := range l.Problems {
 				t.Error("problem:", p)
 			}
-			compare(t, l.lines, fixtures.Expect(t, x.name, "expect.tsv.zst"))
+			fsmaptest.CompareLists(t, l.Lines, fixtures.Expect(t, x.name, "expect.tsv.zst"))
 			if before != nil && !bytes.Equal(before, digest(t, img)) {
 				t.Error("the image was changed")
 			}
@@ -76,22 +77,22 @@ func digest(t *testing.T, path string) []byte {
 // TestRealtime reads files on a realtime device, which isn't here: missing, holes and files beside them known.
 func TestRealtime(t *testing.T) {
 	fs, r := openImage(t, fixtures.Image(t, "xfs-realtime", "disk.img.zst"), fsmap.Options{})
-	l := list(fs, r, true)
-	if len(l.problems) != 2 || !strings.HasPrefix(l.problems[0], "/on-rt: ") || !strings.HasPrefix(l.problems[1], "/small: ") {
-		t.Error("problems:", l.problems)
+	l := fsmaptest.List(fs, true, fsmap.Member{R: r})
+	if len(l.Problems) != 2 || !strings.HasPrefix(l.Problems[0], "/on-rt: ") || !strings.HasPrefix(l.Problems[1], "/small: ") {
+		t.Error("problems:", l.Problems)
 	}
 	want := fixtures.Expect(t, "xfs-realtime", "expect.tsv.zst")
 	for i, s := range want {
 		cols := strings.Split(s, "\t")
 		if ext := map[string]string{"/on-rt": "0:missing:327680", "/small": "0:missing:6"}[cols[0]]; ext != "" {
-			got := strings.Split(l.lines[i], "\t")
+			got := strings.Split(l.Lines[i], "\t")
 			if got[len(got)-1] != ext || !slices.Equal(got[:12], cols[:12]) {
-				t.Error("realtime file:", l.lines[i])
+				t.Error("realtime file:", l.Lines[i])
 			}
-			want[i] = l.lines[i]
+			want[i] = l.Lines[i]
 		}
 	}
-	compare(t, l.lines, want)
+	fsmaptest.CompareLists(t, l.Lines, want)
 	if fs.Info().Extra["realtime_blocks"] == nil {
 		t.Error("the device isn't mentioned")
 	}
@@ -147,9 +148,9 @@ func TestJournalModes(t *testing.T) {
 	if fs.Info().Journal != "ignored" || len(fs.Info().Notes) == 0 {
 		t.Error("ignore:", fs.Info().Journal, fs.Info().Notes)
 	}
-	stale := list(fs, r, true)
+	stale := fsmaptest.List(fs, true, fsmap.Member{R: r})
 	fs, r = openImage(t, img, fsmap.Options{})
-	if now := list(fs, r, true); slices.Equal(now.lines, stale.lines) {
+	if now := fsmaptest.List(fs, true, fsmap.Member{R: r}); slices.Equal(now.Lines, stale.Lines) {
 		t.Error("replay changes nothing")
 	}
 }
@@ -180,7 +181,7 @@ func TestDamaged(t *testing.T) {
 	}
 	whole, _ := openImage(t, img, fsmap.Options{})
 	f := whole.(*fsys)
-	all := list(whole, h, false).lines
+	all := fsmaptest.List(whole, false, fsmap.Member{R: h}).Lines
 	rootOff, _ := f.inodePlace(f.sb.RootIno)
 	zero := map[int64]byte{}
 	for i := range int64(512) {
@@ -221,15 +222,15 @@ func TestDamaged(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := list(fs, d, false)
+			l := fsmaptest.List(fs, false, fsmap.Member{R: d})
 			said := strings.Join(fs.Info().Notes, "\n")
 			if !x.note {
-				said = strings.Join(l.problems, "\n")
+				said = strings.Join(l.Problems, "\n")
 			}
 			if !strings.Contains(said, x.say) {
 				t.Errorf("said %q, want %q", said, x.say)
 			}
-			compare(t, l.lines, all)
+			fsmaptest.CompareLists(t, l.Lines, all)
 		})
 	}
 }

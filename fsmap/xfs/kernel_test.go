@@ -15,6 +15,7 @@ import (
 
 	"vmkit/fixtures"
 	"vmkit/fsmap"
+	"vmkit/fsmap/fsmaptest"
 )
 
 // The oracle of these tests is the kernel: it makes the images, and its mount of a copy tells what they hold.
@@ -102,16 +103,16 @@ func compareKernel(t *testing.T, img string) {
 			t.Logf("log of %d blocks, work from %d to %d; %d inodes with open intents, %d with a new owner", l.n, st.tail, st.head, len(f.patches), len(f.reowned))
 		}
 	}
-	l := list(fs, r, true)
-	for _, p := range l.problems {
+	l := fsmaptest.List(fs, true, fsmap.Member{R: r})
+	for _, p := range l.Problems {
 		t.Error("problem:", p)
 	}
 	want := storedList(img)
 	if want == nil {
 		want = kernelList(t, img)
 	}
-	compare(t, l.lines, want)
-	t.Log(len(l.lines), "names")
+	fsmaptest.CompareLists(t, l.Lines, want)
+	t.Log(len(l.Lines), "names")
 }
 
 var rounds = flag.Int("xfs.rounds", 0, "rounds of TestDirtyLog and TestOpenIntents with each shape; 0: a short one with few")
@@ -322,11 +323,11 @@ func TestOwnerChange(t *testing.T) {
 	if n := len(fs.(*fsys).reowned); n != 2 {
 		t.Error("inodes with a new owner:", n)
 	}
-	l := list(fs, r, true)
-	for _, p := range l.problems {
+	l := fsmaptest.List(fs, true, fsmap.Member{R: r})
+	for _, p := range l.Problems {
 		t.Error("problem:", p)
 	}
-	compare(t, l.lines, want)
+	fsmaptest.CompareLists(t, l.Lines, want)
 }
 
 func openFile(t *testing.T, path string) *os.File {

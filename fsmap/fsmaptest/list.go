@@ -1,13 +1,11 @@
-package xfs
+package fsmaptest
 
 import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"math/big"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,40 +15,29 @@ import (
 	"vmkit/fsmap/mapfile"
 )
 
-// openImage opens the file system in a file.
-func openImage(t testing.TB, path string, o fsmap.Options) (fsmap.FS, *os.File) {
-	t.Helper()
-	h, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { h.Close() })
-	st, err := h.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	fs, err := Driver.Open(h, st.Size(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fs, h
+// Listing is a file system rendered as fixtures/xfs-oracle/list.py does, so that the two can be compared line by line.
+type Listing struct {
+	Lines []string
+	// Problems are those of single files.
+	Problems []string
+
+	fs      fsmap.FS
+	members []fsmap.Member
+	times   bool
 }
 
-// lister renders a file system as fixtures/xfs-oracle/list.py does, so that the two can be compared line by line.
-type lister struct {
-	fs    fsmap.FS
-	r     io.ReaderAt
-	times bool
-	// problems are those of single files.
-	problems []string
-	lines    []string
+// List renders all of a file system.
+func List(fs fsmap.FS, times bool, members ...fsmap.Member) *Listing {
+	l := &Listing{fs: fs, members: members, times: times}
+	l.walk("/", fsmap.Entry{Ref: fs.Info().Root})
+	return l
 }
 
-func (l *lister) problem(path string, err error) {
-	l.problems = append(l.problems, path+": "+err.Error())
+func (l *Listing) problem(path string, err error) {
+	l.Problems = append(l.Problems, path+": "+err.Error())
 }
 
-func (l *lister) walk(path string, e fsmap.Entry) {
+func (l *Listing) walk(path string, e fsmap.Entry) {
 	var n fsmap.Node
 	n.Reset()
 	if err := l.fs.Node(e, &n); err != nil {
@@ -60,7 +47,7 @@ func (l *lister) walk(path string, e fsmap.Entry) {
 	for _, err := range n.Problems {
 		l.problem(path, err)
 	}
-	l.lines = append(l.lines, l.row(path, &n))
+	l.Lines = append(l.Lines, l.row(path, &n))
 	if n.Kind != mapfile.Directory {
 		return
 	}
@@ -75,14 +62,14 @@ func (l *lister) walk(path string, e fsmap.Entry) {
 	}
 	slices.SortFunc(names, func(a, b fsmap.Entry) int { return bytes.Compare(a.Name, b.Name) })
 	for _, e := range names {
-		if len(l.lines) > 1<<17 || strings.Count(path, "/") > 200 {
+		if len(l.Lines) > 1<<17 || strings.Count(path, "/") > 200 {
 			return
 		}
 		l.walk(strings.TrimSuffix(path, "/")+"/"+string(e.Name), e)
 	}
 }
 
-func (l *lister) row(path string, n *fsmap.Node) string {
+func (l *Listing) row(path string, n *fsmap.Node) string {
 	sha, target, ext, size := "-", "-", "-", int64(0)
 	switch n.Kind {
 	case mapfile.Regular:
@@ -117,7 +104,7 @@ func (l *lister) row(path string, n *fsmap.Node) string {
 }
 
 // content reads a file through its runs alone.
-func (l *lister) content(path string, n *fsmap.Node) (sha, ext string) {
+func (l *Listing) content(path string, n *fsmap.Node) (sha, ext string) {
 	var runs fsmap.Runs
 	runs.Reset(n.Size)
 	if err := l.fs.Runs(n, nil, &runs); err != nil {
@@ -125,38 +112,30 @@ func (l *lister) content(path string, n *fsmap.Node) (sha, ext string) {
 	}
 	runs.Fill(mapfile.Hole)
 	var list []string
-	h := sha256.New()
 	for _, x := range runs.List {
-		var src io.Reader = zeros{}
 		switch x.Kind {
 		case mapfile.Data:
 			list = append(list, fmt.Sprintf("%d:%d:%d", x.At, x.Off, x.Len))
-			src = io.NewSectionReader(l.r, x.Off, x.Len)
 		case mapfile.Unwritten:
 			list = append(list, fmt.Sprintf("%d:%d:%du", x.At, x.Off, x.Len))
 		case mapfile.Hole:
 		default:
 			list = append(list, fmt.Sprintf("%d:%s:%d", x.At, x.Kind, x.Len))
 		}
-		if n.Size < 1<<32 {
-			if _, err := io.CopyN(h, src, x.Len); err != nil {
-				l.problem(path, err)
-			}
-		}
 	}
-	ext = "-"
+	sha, ext = "-", "-"
 	if len(list) > 0 {
 		ext = strings.Join(list, ",")
 	}
 	if n.Size >= 1<<32 {
-		return "-", ext // as in list.py
+		return sha, ext // as in list.py
 	}
-	return hex.EncodeToString(h.Sum(nil)), ext
+	sha, err := digest(l.members, runs.List)
+	if err != nil {
+		l.problem(path, err)
+	}
+	return sha, ext
 }
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func stamp(t mapfile.Time) string {
 	if !t.Known {
@@ -178,15 +157,8 @@ func escape(s string) string {
 	return b.String()
 }
 
-// list renders all of a file system.
-func list(fs fsmap.FS, r io.ReaderAt, times bool) *lister {
-	l := &lister{fs: fs, r: r, times: times}
-	l.walk("/", fsmap.Entry{Ref: fs.Info().Root})
-	return l
-}
-
-// compare reports the first differences between two listings.
-func compare(t testing.TB, got, want []string) {
+// CompareLists reports the first differences between two listings.
+func CompareLists(t testing.TB, got, want []string) {
 	t.Helper()
 	key := func(s string) string { k, _, _ := strings.Cut(s, "\t"); return k }
 	g, w := make(map[string]string), make(map[string]string)
