@@ -276,11 +276,14 @@ func (s *OSSource) Close() error {
 	return errors.Join(errs...)
 }
 
-// osFile is a File's reader. Seeking for holes moves the file's position, which nothing reads.
+// osFile is a File's reader.
 type osFile struct{ *os.File }
 
-// Region implements Sparse by SEEK_DATA and SEEK_HOLE.
-func (f osFile) Region(off int64) (hole bool, end int64) {
+// Region implements Sparse.
+func (f osFile) Region(off int64) (hole bool, end int64) { return Region(f.File, off) }
+
+// Region tells by SEEK_DATA and SEEK_HOLE what [Sparse] tells. It moves the file's position.
+func Region(f *os.File, off int64) (hole bool, end int64) {
 	data, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 	switch {
 	case errors.Is(err, unix.ENXIO): // a hole up to the end of the file

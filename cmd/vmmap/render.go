@@ -164,9 +164,9 @@ func table(w io.Writer, r *mapfile.Reader) error {
 				start = strconv.FormatInt(x.Start, 10)
 			}
 			if x.Used != mapfile.None {
-				used = size(x.Used)
+				used = cli.Size(x.Used)
 			}
-			row(strings.Repeat("  ", depth[x.ID])+x.Name, start, size(x.Size), typeOf(x), x.FS, x.Label, x.UUID, x.Journal, used)
+			row(strings.Repeat("  ", depth[x.ID])+x.Name, start, cli.Size(x.Size), typeOf(x), x.FS, x.Label, x.UUID, x.Journal, used)
 		case *mapfile.End:
 			return tw.Flush()
 		}
@@ -180,22 +180,22 @@ func table(w io.Writer, r *mapfile.Reader) error {
 
 // image shows an image with its snapshots and bitmaps.
 func image(w io.Writer, x *mapfile.Image) {
-	fmt.Fprintf(w, "%s: %s, %s (%d bytes), %s\n", cli.Printable(x.Name), x.Format, size(x.Size), x.Size, x.State)
+	fmt.Fprintf(w, "%s: %s, %s (%d bytes), %s\n", cli.Printable(x.Name), x.Format, cli.Size(x.Size), x.Size, x.State)
 	if x.Encryption != "" {
 		fmt.Fprintf(w, "  encrypted with %s\n", x.Encryption)
 	}
 	for _, f := range x.Files {
-		fmt.Fprintf(w, "  %s file %s, %s\n", f.Role, cli.Printable(f.Path), size(f.Size))
+		fmt.Fprintf(w, "  %s file %s, %s\n", f.Role, cli.Printable(f.Path), cli.Size(f.Size))
 	}
 	for _, s := range x.Snapshots {
 		fmt.Fprintf(w, "  snapshot %s %s of %s", cli.Printable(s.ID), cli.Printable(s.Name), strings.TrimSpace(date(s.Date)))
 		if s.VMState > 0 {
-			fmt.Fprintf(w, ", with %s of machine state", size(s.VMState))
+			fmt.Fprintf(w, ", with %s of machine state", cli.Size(s.VMState))
 		}
 		fmt.Fprintln(w)
 	}
 	for _, b := range x.Bitmaps {
-		fmt.Fprintf(w, "  bitmap %s of %s blocks, %s\n", cli.Printable(b.Name), size(b.Granularity), b.State)
+		fmt.Fprintf(w, "  bitmap %s of %s blocks, %s\n", cli.Printable(b.Name), cli.Size(b.Granularity), b.State)
 	}
 	for _, n := range x.Notes {
 		fmt.Fprintf(w, "  note: %s\n", cli.Printable(n))
@@ -218,17 +218,4 @@ func typeOf(x *mapfile.Volume) string {
 		what += " " + strconv.Quote(x.PartName)
 	}
 	return what
-}
-
-// size renders a number of bytes for people.
-func size(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, i := float64(n)/1024, 0
-	for f >= 1024 && i < len(units)-1 {
-		f, i = f/1024, i+1
-	}
-	return fmt.Sprintf("%.1f %ciB", f, units[i])
 }

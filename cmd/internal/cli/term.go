@@ -126,6 +126,19 @@ func Printable(s string) string {
 	return b.String()
 }
 
+// Size renders a number of bytes for people.
+func Size(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, i := float64(n)/1024, 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	return fmt.Sprintf("%.1f %ciB", f, units[i])
+}
+
 // isTerminal tells whether a stream is a terminal.
 func isTerminal(s any) bool {
 	f, ok := s.(*os.File)
