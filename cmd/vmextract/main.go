@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"vmkit/cmd/internal/cli"
+	"vmkit/cmd/internal/copyout"
 )
 
 func main() {
@@ -50,28 +51,20 @@ Examples:
 
 // options are those of vmextract.
 type options struct {
-	input                                        cli.Input
-	dir, tar, volume, mapFile, results           string
-	cat, force, owner, noOwner, special, streams bool
-	ignoreMTime                                  bool
-	images                                       []string
+	input       cli.Input
+	out         copyout.Options
+	mapFile     string
+	ignoreMTime bool
+	images      []string
 }
 
 func command() *cli.Command {
 	c := cli.New("vmextract", help)
 	o, f := &options{}, c.Flags
-	f.StringVarP(&o.dir, "directory", "C", "", "")
-	f.StringVar(&o.tar, "tar", "", "")
-	f.BoolVar(&o.cat, "cat", false, "")
-	f.StringVar(&o.volume, "volume", "", "")
+	o.out.Register(f)
+	f.StringVar(&o.out.Volume, "volume", "", "")
 	f.StringArrayVarP(&o.images, "image", "i", nil, "")
 	f.StringVar(&o.mapFile, "map", "", "")
-	f.StringVar(&o.results, "results", "", "")
-	f.BoolVar(&o.force, "force", false, "")
-	f.BoolVar(&o.owner, "owner", false, "")
-	f.BoolVar(&o.noOwner, "no-owner", false, "")
-	f.BoolVar(&o.special, "special", false, "")
-	f.BoolVar(&o.streams, "streams", false, "")
 	f.BoolVar(&o.ignoreMTime, "ignore-mtime", false, "")
 	o.input.Register(f)
 	c.Run = o.run
