@@ -94,7 +94,9 @@ type Clone struct {
 	Released *Released       `json:"released,omitempty"`
 	Files    []CloneFile     `json:"files"`
 	Images   []string        `json:"images"` // the disks' images, in the order of the machine's disks
-	Notes    []string        `json:"notes,omitempty"`
+	// Registered says with whom the clone is registered: "virsh", "VBoxManage", "vmrun", or the list it is in.
+	Registered string   `json:"registered,omitempty"`
+	Notes      []string `json:"notes,omitempty"`
 }
 
 // Released is what happened when the machine was let go, as its journal tells it.
@@ -117,7 +119,7 @@ type CloneFile struct {
 	Role   string `json:"role"`
 	Disk   string `json:"disk,omitempty"`
 	From   string `json:"from"`
-	Method string `json:"method"` // "reflink", "copy", "rewritten"
+	Method string `json:"method"` // "reflink", "copy", "rewritten", "made" (without a source)
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256,omitempty"`
 }
