@@ -55,15 +55,25 @@ type Disk struct {
 	Fallback string            `json:"fallback,omitempty"` // why everything was read, though a hint was at hand
 	Sampled  int64             `json:"sampled,omitempty"`  // bytes of unchanged clusters that were read and compared
 	LeftOut  int64             `json:"left_out,omitempty"` // bytes of clusters that nothing uses
+	Verified int64             `json:"verified,omitempty"` // bytes of files that were read back from the repository
+	Source   []SourceFile      `json:"source,omitempty"`   // the host files it was read from, the top first
 	Notes    []string          `json:"notes,omitempty"`
 	Problems []mapfile.Problem `json:"-"`
 	Totals
 }
 
-// StoredFile is a file of a point: its name within the machine's folder, and what it holds.
+// SourceFile is a host file that a disk was read from, so that it can be told from others later.
+type SourceFile struct {
+	Path  string    `json:"path"`
+	Size  int64     `json:"size"`
+	MTime time.Time `json:"mtime"`
+}
+
+// StoredFile is a file of a point: its name within the machine's folder, and what it holds. Disks that were mapped
+// together have one map, whose file they all name.
 type StoredFile struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
-	SHA256 string `json:"sha256"`
+	SHA256 string `json:"sha256,omitempty"` // of all but images, whose clusters have sums of their own
 	Role   string `json:"role,omitempty"`
 }
