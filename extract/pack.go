@@ -101,7 +101,7 @@ func (s *source) decodeInto(dst []byte, p *mapfile.Pack) error {
 		}
 		parts[i] = b
 	}
-	return codec.Decode(dst, codec.Spec{Codec: p.Codec, Full: p.Full, Sector: p.Sector, IV: p.IV, Key: p.Key, Factors: p.Factors}, s.keys, parts...)
+	return codec.Decode(dst, codec.Spec{Codec: p.Codec, Full: p.Full, Sector: p.Sector, IV: p.IV, Key: p.Key, Factors: p.Factors, Pad: p.Pad}, s.keys, parts...)
 }
 
 // part gives the bytes of a part. They don't go through the cache: a part is wanted once.
@@ -196,6 +196,11 @@ func appendPackKey(b []byte, p *mapfile.Pack) []byte {
 	b = binary.AppendUvarint(b, p.IV)
 	b = append(append(b, p.Key...), 0)
 	b = append(binary.AppendVarint(b, int64(len(p.Factors))), p.Factors...)
+	if p.Pad {
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
+	}
 	b = binary.AppendVarint(b, int64(len(p.Parts)))
 	for i := range p.Parts {
 		b = appendExtentKey(b, &p.Parts[i])

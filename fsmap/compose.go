@@ -226,7 +226,7 @@ func (c *composer) convertPack(p *formats.Pack, around, depth int) *mapfile.Pack
 }
 
 func specOf(s *codec.Spec) *mapfile.Pack {
-	return &mapfile.Pack{Codec: s.Codec, Full: s.Full, Sector: s.Sector, IV: s.IV, Key: s.Key, Factors: s.Factors}
+	return &mapfile.Pack{Codec: s.Codec, Full: s.Full, Sector: s.Sector, IV: s.IV, Key: s.Key, Factors: s.Factors, Pad: s.Pad}
 }
 
 // pack adds a run that is decoded from parts of the volume. Where a part can't be had, neither can the run.
@@ -435,7 +435,7 @@ func samePack(p, q *mapfile.Pack) bool {
 
 // sameSpec tells whether both are made of as many parts in the same way.
 func sameSpec(p, q *mapfile.Pack) bool {
-	return p.Codec == q.Codec && p.Key == q.Key && string(p.Factors) == string(q.Factors) && len(p.Parts) == len(q.Parts)
+	return p.Codec == q.Codec && p.Key == q.Key && p.Pad == q.Pad && string(p.Factors) == string(q.Factors) && len(p.Parts) == len(q.Parts)
 }
 
 func zeros(b []byte) bool {

@@ -321,7 +321,7 @@ func (b *rebaser) place(x *mapfile.Extent, around int, r *Run) bool {
 			r.Kind = mapfile.Data // the container's own way to hold a range of the disk
 			return true
 		}
-		r.Pack = &Pack{Spec: codec.Spec{Codec: x.Pack.Codec, Full: x.Pack.Full, Sector: x.Pack.Sector, IV: x.Pack.IV, Key: x.Pack.Key, Factors: x.Pack.Factors}}
+		r.Pack = &Pack{Spec: codec.Spec{Codec: x.Pack.Codec, Full: x.Pack.Full, Sector: x.Pack.Sector, IV: x.Pack.IV, Key: x.Pack.Key, Factors: x.Pack.Factors, Pad: x.Pack.Pad}}
 		for i := range x.Pack.Parts {
 			var part Run
 			b.place(&x.Pack.Parts[i], image, &part)

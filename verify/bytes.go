@@ -127,7 +127,7 @@ func (b *bytesOf) unpack(p *mapfile.Pack, used *int64) ([]byte, error) {
 		parts = append(parts, part.b)
 	}
 	out := make([]byte, p.Full)
-	if err := codec.Decode(out, codec.Spec{Codec: p.Codec, Full: p.Full, Sector: p.Sector, IV: p.IV, Key: p.Key, Factors: p.Factors}, b.keys, parts...); err != nil {
+	if err := codec.Decode(out, codec.Spec{Codec: p.Codec, Full: p.Full, Sector: p.Sector, IV: p.IV, Key: p.Key, Factors: p.Factors, Pad: p.Pad}, b.keys, parts...); err != nil {
 		return nil, err
 	}
 	b.put(string(key), out)

@@ -38,6 +38,8 @@ type Spec struct {
 	Key    string // the id of the key, never the key
 	// Factors, of RAID6, has one for each part: see RAID6Factor.
 	Factors []byte
+	// Pad says that coded bytes may end, in good order, before Full: zeros follow. The tails of btrfs extents do.
+	Pad bool
 }
 
 // MaxFull bounds the decoded length of one packed extent: 64 MiB, above every format's largest unit (2 MiB QCOW2
@@ -86,7 +88,9 @@ func Decode(dst []byte, s Spec, keys Keys, parts ...[]byte) error {
 	if err != nil {
 		return fmt.Errorf("codec %s: %w: %w", s.Codec, ondisk.ErrCorrupt, err)
 	}
-	if n < len(dst) {
+	if s.Pad {
+		clear(dst[n:])
+	} else if n < len(dst) {
 		return fmt.Errorf("codec %s: %d bytes of %d: %w", s.Codec, n, len(dst), ondisk.ErrCorrupt)
 	}
 	return nil

@@ -16,10 +16,14 @@ func init() {
 	decoders[Zstd] = unzstd
 }
 
-// full reads into dst until it is full or r ends; the end is no error.
-func full(dst []byte, r io.Reader) (int, error) {
-	n, err := io.ReadFull(r, dst)
-	if n == len(dst) || err == io.EOF || err == io.ErrUnexpectedEOF {
+// full reads into dst until it is full or r ends; the end is no error, unless its input was cut off.
+func full(dst []byte, r io.Reader) (n int, err error) {
+	for n < len(dst) && err == nil {
+		var k int
+		k, err = r.Read(dst[n:])
+		n += k
+	}
+	if n == len(dst) || err == io.EOF {
 		return n, nil
 	}
 	return n, err
@@ -79,6 +83,10 @@ var zstdReaders = sync.Pool{New: func() any {
 
 // unzstd decodes one frame as a stream: what lies behind it, a cluster's slack for example, is not looked at.
 func unzstd(dst, in []byte) (int, error) {
+	var h zstd.Header
+	if err := h.Decode(in); err == nil && h.HasFCS && h.FrameContentSize < uint64(len(dst)) {
+		dst = dst[:h.FrameContentSize]
+	}
 	d := zstdReaders.Get().(*zstd.Decoder)
 	defer zstdReaders.Put(d)
 	if err := d.Reset(bytes.NewReader(in)); err != nil {

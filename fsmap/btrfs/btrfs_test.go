@@ -201,3 +201,25 @@ func (p *patched) ReadAt(b []byte, off int64) (int, error) {
 	}
 	return n, err
 }
+
+// TestPad: the decoded length of a compressed extent counts whole sectors, its coded bytes end where the file did when
+// it was written. A random crash showed one in a file that had grown since (Linux 6.18).
+func TestPad(t *testing.T) {
+	f := &fs{chunks: chunkMap{sizes: []int64{1 << 30}, byID: map[uint64]int{}, chunks: []chunk{{length: 1 << 30, stripeLen: 1 << 16, stripes: []stripe{{}}}}}}
+	b := make([]byte, feSize)
+	b[feType], b[feCompression] = feKindRegular, 3
+	le.PutUint64(b[feRAM:], 8192)
+	le.PutUint64(b[feDisk:], 1<<20)
+	le.PutUint64(b[feDiskLen:], 4096)
+	for _, c := range []struct {
+		n, size int64
+		pad     bool
+	}{{8192, 5044, false}, {8192, 8192, false}, {4096, 1 << 20, false}, {8192, 1 << 20, true}} {
+		le.PutUint64(b[feLen:], uint64(c.n))
+		var r fsmap.Runs
+		r.Reset(c.size)
+		if err := f.extent(item{key: key{257, tExtentData, 0}, data: b}, &r); err != nil || len(r.List) == 0 || r.List[0].Pack.Pad != c.pad {
+			t.Errorf("%d bytes of the extent in a file of %d: %+v, %v", c.n, c.size, r.List, err)
+		}
+	}
+}

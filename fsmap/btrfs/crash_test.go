@@ -52,6 +52,9 @@ func TestCrash(t *testing.T) {
 	}
 }
 
+// copies is how many are taken of a file system.
+const copies = 3
+
 func crash(t *testing.T, name string, options []string, seed int64) {
 	r := rand.New(rand.NewPCG(uint64(seed), 1))
 	dir := t.TempDir()
@@ -81,7 +84,7 @@ func crash(t *testing.T, name string, options []string, seed int64) {
 			churn.Wait()
 			run(t, "umount", mnt)
 		}()
-		for i := range 4 {
+		for i := range copies {
 			time.Sleep(time.Duration(100+r.IntN(400)) * time.Millisecond)
 			stop(t, churn.Process)
 			still := filepath.Join(dir, fmt.Sprintf("%s-%d-%d.img", name, seed, i))

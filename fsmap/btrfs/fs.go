@@ -364,13 +364,15 @@ func (f *fs) place(at, logical, n int64, kind mapfile.Kind, r *fsmap.Runs) error
 }
 
 // packed appends n bytes from skip of an extent whose coded bytes lie at a logical address. The extent's decoded length
-// counts whole sectors, but Linux compresses only up to the file's end; so no more is asked for than the file shows.
+// counts whole sectors, but Linux compresses only up to where the file ends at that moment; so no more is asked for than
+// the file shows, and where it has grown since, zeros may follow.
 func (f *fs) packed(at, n, skip, full int64, comp int, logical, length int64, r *fsmap.Runs) error {
 	if at >= r.Size() {
 		return nil
 	}
 	n = min(n, r.Size()-at)
 	pack := &fsmap.Pack{Spec: codec.Spec{Codec: codecs[comp], Full: min(full, skip+n)}}
+	pack.Pad = skip+n == full && at+n < r.Size()
 	lost := false
 	err := f.chunks.runs(logical, length, func(x fsmap.Run) error {
 		if k := len(pack.Parts); k > 0 && x.Kind == mapfile.Data && pack.Parts[k-1].Kind == x.Kind && pack.Parts[k-1].Dev == x.Dev && pack.Parts[k-1].Off+pack.Parts[k-1].Len == x.Off {

@@ -222,6 +222,8 @@ func (s *scan) extent(e *Extent, depth int) {
 			pack().IV = s.uint()
 		case "key":
 			pack().Key = s.name()
+		case "pad":
+			pack().Pad = s.bool()
 		case "factors":
 			q := pack()
 			for s.begin('['); s.more(']'); {

@@ -188,6 +188,9 @@ func appendPack(dst []byte, e *Extent) []byte {
 		dst = strconv.AppendUint(append(dst, `,"iv":`...), p.IV, 10)
 		dst = appendName(dst, "key", p.Key)
 	}
+	if p.Pad {
+		dst = append(dst, `,"pad":true`...)
+	}
 	if len(p.Factors) > 0 {
 		dst = append(dst, `,"factors":[`...)
 		for i, f := range p.Factors {

@@ -92,6 +92,7 @@ type Pack struct {
 	Key    string
 	// Factors, of raid6 only, has one for each part.
 	Factors []byte
+	Pad     bool // zeros follow where the coded bytes end before Full
 	Parts   []Extent
 }
 

@@ -69,6 +69,8 @@ func genExtent(t *rapid.T, at, n int64, depth int) Extent {
 			e.Pack.Codec, e.Pack.Sector, e.Pack.IV, e.Pack.Key = "aes-xts-plain64", 512, rapid.Uint64().Draw(t, "iv"), "key 0"
 		} else if rapid.Bool().Draw(t, "raid6") {
 			e.Pack.Codec, e.Pack.Factors = "raid6", rapid.SliceOfN(rapid.Byte(), 1, 4).Draw(t, "factors")
+		} else {
+			e.Pack.Pad = rapid.Bool().Draw(t, "pad")
 		}
 		for range rapid.IntRange(1, 3).Draw(t, "parts") {
 			e.Pack.Parts = append(e.Pack.Parts, genExtent(t, None, rapid.Int64Range(1, 1<<30).Draw(t, "len"), depth+1))

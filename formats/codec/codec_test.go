@@ -2,9 +2,12 @@ package codec
 
 import (
 	"bytes"
+	"compress/zlib"
 	"errors"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 
 	"vmkit/formats/ondisk"
 )
@@ -74,6 +77,43 @@ func TestRAID6(t *testing.T) {
 	}
 	if err := Decode(make([]byte, 4), Spec{Codec: RAID6, Full: 4, Factors: []byte{1, 2}}, nil, make([]byte, 4), make([]byte, 5)); !errors.Is(err, ondisk.ErrCorrupt) {
 		t.Errorf("parts of unequal length: %v", err)
+	}
+}
+
+// TestPad decodes what ends before Full: an error, or with Pad zeros.
+func TestPad(t *testing.T) {
+	plain := bytes.Repeat([]byte("pad "), 300)
+	var z bytes.Buffer
+	w := zlib.NewWriter(&z)
+	w.Write(plain)
+	w.Close()
+	e, err := zstd.NewWriter(nil, zstd.WithSingleSegment(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A segment of one literal run of four bytes, and the end.
+	lzo := append([]byte{4 + 4 + 8, 0, 0, 0, 8, 0, 0, 0, 21}, "pad \x11\x00\x00"...)
+	for codec, in := range map[string][]byte{Zlib: z.Bytes(), Zstd: e.EncodeAll(plain, nil), LZOBtrfs: lzo} {
+		want := plain
+		if codec == LZOBtrfs {
+			want = plain[:4]
+		}
+		in = append(in, make([]byte, 100)...) // a sector's rest
+		got := bytes.Repeat([]byte{1}, 2000)
+		if err := Decode(got, Spec{Codec: codec, Full: 2000}, nil, in); !errors.Is(err, ondisk.ErrCorrupt) {
+			t.Errorf("%s, without: %v", codec, err)
+		}
+		if err := Decode(got, Spec{Codec: codec, Full: 2000, Pad: true}, nil, in); err != nil || !bytes.Equal(got, append(bytes.Clone(want), make([]byte, 2000-len(want))...)) {
+			t.Errorf("%s: %v", codec, err)
+		}
+		if codec == Zlib {
+			in = in[:z.Len()-6]
+		} else {
+			in = in[:12]
+		}
+		if err := Decode(got, Spec{Codec: codec, Full: 2000, Pad: true}, nil, in); !errors.Is(err, ondisk.ErrCorrupt) {
+			t.Errorf("%s, cut off: %v", codec, err)
+		}
 	}
 }
 
