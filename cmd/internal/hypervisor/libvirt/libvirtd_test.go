@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -141,13 +140,15 @@ func (d *daemon) stop() {
 	os.RemoveAll(d.dir)
 }
 
-// pid finds the QEMU of a machine.
-func (d *daemon) pid(name string) (int, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/libvirt/qemu/%s.pid", d.cmd.Process.Pid, name))
+// pid finds the QEMU of a machine, in what libvirtd keeps of it.
+func (d *daemon) pid(name string) (pid int, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/libvirt/qemu/%s.xml", d.cmd.Process.Pid, name))
 	if err != nil {
 		return 0, err
 	}
-	return strconv.Atoi(strings.TrimSpace(string(b)))
+	_, rest, _ := strings.Cut(string(b), " pid='")
+	_, err = fmt.Sscanf(rest, "%d", &pid)
+	return pid, err
 }
 
 // guest is a machine of the tests', with two disks, one of them on a backing file, and no system on them.
