@@ -38,6 +38,8 @@ type Command struct {
 	Help  string // what --help prints, written by hand, with examples; CommonHelp and InputHelp are part of it
 	Flags *pflag.FlagSet
 	Run   func(ctx context.Context, t *Term, args []string) error
+	// Grace is how long the command may take to end after it was interrupted, where that is more than a moment.
+	Grace time.Duration
 
 	common common
 }
@@ -96,7 +98,7 @@ func (c *Command) Exec(ctx context.Context, args []string, stdin io.Reader, stdo
 	case <-ctx.Done():
 		select {
 		case err = <-done:
-		case <-time.After(grace):
+		case <-time.After(cmp.Or(c.Grace, grace)):
 			err = ctx.Err()
 		}
 	}

@@ -9,6 +9,7 @@ package hypervisor
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"vmkit/fsmap/mapfile"
@@ -106,19 +107,38 @@ type Plan struct {
 type Step struct {
 	Op   string            `json:"op"` // the driver's own word: "stop", "overlay", "fsfreeze"
 	Args map[string]string `json:"args,omitempty"`
-	// State goes from "" over "begun" and "done" to "undone"; the journal holds each before the next is tried.
+	// State goes from "" over "begun", "done" and "undoing" to "undone"; the journal holds "begun" before the step is
+	// tried, and, unless it holds the machine up, "undoing" before it is taken back.
 	State string     `json:"state,omitempty"`
 	Begun *time.Time `json:"begun,omitempty"`
 	Done  *time.Time `json:"done,omitempty"`
 	Ended *time.Time `json:"ended,omitempty"`
+	Took  int64      `json:"took_ns,omitempty"` // from Begun to Ended
 	Error string     `json:"error,omitempty"`
 	// Holds says that the machine, or its guest's I/O, stands still from this step until it is undone.
 	Holds bool `json:"holds,omitempty"`
 	// Early says that the step is undone as soon as the last one is done, not only at the release: a guest that was
 	// quiesced for a snapshot.
 	Early bool `json:"early,omitempty"`
+	// Commits says that taking it back puts what the machine wrote meanwhile into its disks.
+	Commits bool `json:"commits,omitempty"`
 	// Freezes says that of the machine only its file systems stand still by this step.
 	Freezes bool `json:"freezes,omitempty"`
 	// Instant says that the files show the instant at which this step was done.
 	Instant bool `json:"instant,omitempty"`
+
+	clock time.Time // Begun, as the monotonic clock has it
+	save  func()    // writes the journal
+}
+
+// Keep notes in the journal, in the middle of Do or Undo, what a later attempt has to know.
+func (s *Step) Keep(key, value string) {
+	if s.Args[key] == value {
+		return
+	}
+	s.Args = maps.Clone(s.Args) // steps may share them
+	s.Args[key] = value
+	if s.save != nil {
+		s.save()
+	}
 }
