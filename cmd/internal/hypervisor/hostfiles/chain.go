@@ -15,15 +15,14 @@ import (
 	"vmkit/fsmap/mapfile"
 )
 
+// Anywhere allows a chain to be followed wherever it leads, as the hypervisor does that runs the machine.
+var Anywhere = []string{"/"}
+
 // Chain finds the files that a disk consists of: its image, extents, backing files. format is what the machine's
-// configuration says, or empty. Names in the images are followed into allow, besides each image's own folder; a format
-// that is given is trusted, and then they are followed anywhere, as the hypervisor does. notes say what is odd, and what
-// is missing.
+// configuration says, or empty. Names in the images are followed into the folders of allow, besides each image's own.
+// notes say what is odd, and what is missing.
 func Chain(path, format, disk string, allow []string) (files []mapfile.VMFile, notes []string, err error) {
 	src := &formats.OSSource{AllowDirs: allow, ForceShare: true}
-	if format != "" {
-		src.AllowDirs = []string{"/"}
-	}
 	defer src.Close()
 	o := &formats.Opener{Formats: all.Formats, Source: src, AllowMissing: true, Format: format}
 	if format != "" && !slices.ContainsFunc(all.Formats, func(f formats.Format) bool { return f.Name == format }) {
@@ -92,15 +91,20 @@ func AddDisk(vm *mapfile.VM, path, format, disk string, allow []string) error {
 	if err != nil {
 		return err
 	}
+	Merge(vm, files)
+	vm.Notes = append(vm.Notes, notes...)
+	return nil
+}
+
+// Merge appends files to a machine's that it hasn't yet.
+func Merge(vm *mapfile.VM, files []mapfile.VMFile) {
 	for _, f := range files {
 		if i := slices.IndexFunc(vm.Files, func(o mapfile.VMFile) bool { return o.Path == f.Path }); i < 0 {
 			vm.Files = append(vm.Files, f)
 		} else if f.Role == mapfile.RoleDisk && vm.Files[i].Role == mapfile.RoleBacking {
-			vm.Files[i] = f // one machine's disk may well stand on another of its disks
+			vm.Files[i] = f // one of a machine's disks may well stand on another
 		}
 	}
-	vm.Notes = append(vm.Notes, notes...)
-	return nil
 }
 
 // WorkDir gives the folder in which a driver may keep files: the one that was asked for, or that of the first disk.

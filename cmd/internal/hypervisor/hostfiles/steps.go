@@ -36,7 +36,10 @@ type Steps struct {
 // HoldStep plans to keep a machine that is off from being started: files are locked for as long as the process lives, so
 // that there is nothing to take back afterwards.
 func HoldStep(vm *mapfile.VM) hypervisor.Step {
-	return hypervisor.Step{Op: opHold, Args: List("path", Paths(vm)), Instant: true}
+	return hypervisor.Step{
+		Op: opHold, Instant: true,
+		Args: List("path", Paths(vm, mapfile.RoleDisk, mapfile.RoleBacking, mapfile.RoleConfig, mapfile.RoleFirmware, mapfile.RoleMemory)),
+	}
 }
 
 // Kept is a small file to be kept as it is now.

@@ -231,7 +231,7 @@ func (m *machine) addDisk(ctx context.Context, vm *mapfile.VM, k *domain.Disk) {
 		note("it is no file of this host (%s %s %s), so it is not among the machine's files", k.Type, k.Source.Protocol, k.Source.Name)
 		return
 	}
-	if err := hostfiles.AddDisk(vm, path, diskFormat(k), k.Target.Dev, nil); err != nil {
+	if err := hostfiles.AddDisk(vm, path, diskFormat(k), k.Target.Dev, hostfiles.Anywhere); err != nil {
 		note("%v", err)
 		vm.Files = append(vm.Files, mapfile.VMFile{Path: path, Role: mapfile.RoleDisk, Format: diskFormat(k), Disk: k.Target.Dev})
 	}

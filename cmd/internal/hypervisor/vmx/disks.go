@@ -66,3 +66,12 @@ func isDrive(node string) bool {
 func number(s string) bool {
 	return s != "" && strings.Trim(s, "0123456789") == ""
 }
+
+// UUID gives the machine's UUID in the usual form, or "".
+func (f *File) UUID() string {
+	s := strings.ToLower(strings.NewReplacer(" ", "", "-", "").Replace(f.Value("uuid.bios")))
+	if len(s) != 32 || strings.Trim(s, "0123456789abcdef") != "" {
+		return ""
+	}
+	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+}

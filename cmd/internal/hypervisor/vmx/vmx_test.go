@@ -171,6 +171,17 @@ SATA0:0.FILENAME = "twice"
 	}
 }
 
+func TestUUID(t *testing.T) {
+	for text, want := range map[string]string{
+		`uuid.bios = "56 4D 2c 06 7f 1d aa bb-cc dd ee ff 00 11 22 33"`: "564d2c06-7f1d-aabb-ccdd-eeff00112233",
+		`uuid.bios = "56 4d"`: "", "": "",
+	} {
+		if got := parse(t, text).UUID(); got != want {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{sample, bom + "a=b", ".encoding = \"GBK\"\na = \"\x81|7C\"\n", "a = \"|zz|4\""} {
 		f.Add([]byte(s), "a", "v|\"\n")

@@ -1,0 +1,182 @@
+package vbox
+
+import (
+	"encoding/xml"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"vmkit/cmd/internal/hypervisor/hostfiles"
+	"vmkit/fsmap/mapfile"
+)
+
+// Settings is what a machine's settings, the .vbox file, say of its files. Relative names start at its folder.
+type Settings struct {
+	XMLName xml.Name `xml:"VirtualBox"`
+	Machine struct {
+		UUID           string   `xml:"uuid,attr"`
+		Name           string   `xml:"name,attr"`
+		StateFile      string   `xml:"stateFile,attr"` // of a saved machine
+		SnapshotFolder string   `xml:"snapshotFolder,attr"`
+		HardDisks      []Medium `xml:"MediaRegistry>HardDisks>HardDisk"`
+		Snapshot       snapshot `xml:"Snapshot"`
+		// Controllers stand under Hardware since version 1.19 of the format, that is VirtualBox 7.
+		Controllers []controller `xml:"StorageControllers>StorageController"`
+		Newer       []controller `xml:"Hardware>StorageControllers>StorageController"`
+		NVRAM       struct {
+			Path string `xml:"path,attr"`
+		} `xml:"Hardware>BIOS>NVRAM"`
+	} `xml:"Machine"`
+}
+
+type snapshot struct {
+	StateFile string     `xml:"stateFile,attr"`
+	Children  []snapshot `xml:"Snapshots>Snapshot"`
+}
+
+// states gives the files of saved memory of a snapshot and of those after it.
+func (s *snapshot) states() (files []string) {
+	if s.StateFile != "" {
+		files = append(files, s.StateFile)
+	}
+	for i := range s.Children {
+		files = append(files, s.Children[i].states()...)
+	}
+	return files
+}
+
+// Medium is a hard disk that the machine knows. Those based on it are inside.
+type Medium struct {
+	UUID     string   `xml:"uuid,attr"`
+	Location string   `xml:"location,attr"`
+	Format   string   `xml:"format,attr"`
+	Children []Medium `xml:"HardDisk"`
+}
+
+type controller struct {
+	Name    string `xml:"name,attr"`
+	Devices []struct {
+		Type   string `xml:"type,attr"`
+		Port   string `xml:"port,attr"`
+		Device string `xml:"device,attr"`
+		Image  struct {
+			UUID string `xml:"uuid,attr"`
+		} `xml:"Image"`
+	} `xml:"AttachedDevice"`
+}
+
+// maxSettings bounds a settings file: machines with hundreds of snapshots have a megabyte.
+const maxSettings = 16 << 20
+
+// ParseSettings reads a settings file.
+func ParseSettings(b []byte) (*Settings, error) {
+	if len(b) > maxSettings {
+		return nil, fmt.Errorf("settings of %d bytes: at most %d are read", len(b), maxSettings)
+	}
+	s := &Settings{}
+	if err := xml.Unmarshal(b, s); err != nil {
+		return nil, fmt.Errorf("the settings: %w", err)
+	}
+	if s.Machine.Name == "" {
+		return nil, fmt.Errorf("the settings name no machine")
+	}
+	s.Machine.UUID = strings.Trim(s.Machine.UUID, "{}")
+	return s, nil
+}
+
+// Disk is a hard disk of the machine.
+type Disk struct {
+	Name  string   // of its place: "SATA-0-0"
+	Chain []Medium // the image that is attached, then those below it
+}
+
+// Disks gives the hard disks that are attached, in the order of their places.
+func (s *Settings) Disks() (disks []Disk) {
+	for _, c := range append(s.Machine.Controllers, s.Machine.Newer...) {
+		for _, d := range c.Devices {
+			if d.Type != "HardDisk" || d.Image.UUID == "" {
+				continue
+			}
+			if chain := find(s.Machine.HardDisks, d.Image.UUID); chain != nil {
+				disks = append(disks, Disk{fmt.Sprintf("%s-%s-%s", c.Name, d.Port, d.Device), chain})
+			}
+		}
+	}
+	return disks
+}
+
+// find gives the medium of a UUID and those that it is based on.
+func find(media []Medium, uuid string) []Medium {
+	for _, m := range media {
+		if strings.EqualFold(m.UUID, uuid) {
+			return []Medium{m}
+		}
+		if chain := find(m.Children, uuid); chain != nil {
+			return append(chain, m)
+		}
+	}
+	return nil
+}
+
+// All gives every hard disk that the machine knows, those of its snapshots too.
+func (s *Settings) All() (media []Medium) {
+	var add func([]Medium)
+	add = func(list []Medium) {
+		for _, m := range list {
+			media = append(media, m)
+			add(m.Children)
+		}
+	}
+	add(s.Machine.HardDisks)
+	return media
+}
+
+// AddFiles appends the files that settings name to a machine's. path gives the place of a name, or an error where it may
+// not be followed; allow is as in hostfiles.Chain.
+func (s *Settings) AddFiles(vm *mapfile.VM, path func(string) (string, error), allow []string) error {
+	for _, d := range s.Disks() {
+		for i, m := range d.Chain {
+			p, err := path(m.Location)
+			if err != nil {
+				return fmt.Errorf("%s: %w", d.Name, err)
+			}
+			files, notes, err := hostfiles.Chain(p, "", d.Name, allow)
+			if err != nil {
+				return fmt.Errorf("%s: %w", d.Name, err)
+			}
+			if i == 0 && len(d.Chain) == 1 {
+				vm.Notes = append(vm.Notes, notes...) // a differencing image alone doesn't know the one below it
+			}
+			if i > 0 {
+				files[0].Role = mapfile.RoleBacking
+			}
+			hostfiles.Merge(vm, files)
+		}
+	}
+	if err := addNamed(vm, path, mapfile.RoleFirmware, s.Machine.NVRAM.Path); err != nil {
+		return err
+	}
+	return addNamed(vm, path, mapfile.RoleMemory, append(s.Machine.Snapshot.states(), s.Machine.StateFile)...)
+}
+
+func addNamed(vm *mapfile.VM, path func(string) (string, error), role string, names ...string) error {
+	for _, name := range names {
+		if name == "" {
+			continue
+		}
+		p, err := path(name)
+		if err != nil {
+			return err
+		}
+		hostfiles.Add(vm, p, role)
+	}
+	return nil
+}
+
+// place gives the path of a name in the settings that lie in folder.
+func place(folder, name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(folder, name)
+}
