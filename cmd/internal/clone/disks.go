@@ -18,12 +18,14 @@ import (
 )
 
 // relinkDisks has the images of the clone refer to one another. Which of them are images, and of which format, is
-// followed from the disks down: what a raw disk holds is the guest's, whatever it looks like.
+// followed from the disks down, and then from those that the record knows to be layers of snapshots: what a raw disk
+// holds is the guest's, whatever it looks like.
 func (c *Clone) relinkDisks() {
-	for _, it := range c.items {
-		// VirtualBox's settings tell which others are VDIs, whose headers name no files.
-		if it.Role == mapfile.RoleDisk || it.Format == "vdi" {
-			c.relink(it, it.Format)
+	for _, role := range []string{mapfile.RoleDisk, mapfile.RoleBacking} {
+		for _, it := range c.items {
+			if it.Role == role && it.Format != "" {
+				c.relink(it, it.Format)
+			}
 		}
 	}
 }

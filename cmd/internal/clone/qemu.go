@@ -315,10 +315,14 @@ func parseProps(arg string) (*props, error) {
 	for i, part := range strings.Split(strings.ReplaceAll(arg, ",,", comma), ",") {
 		part = strings.ReplaceAll(part, comma, ",")
 		key, value, ok := strings.Cut(part, "=")
-		if !ok && i > 0 {
+		switch {
+		case !ok && i > 0:
 			key, value = part, "on" // what a key alone means
-		} else if !ok {
+		case !ok:
 			key, value = "", part
+		}
+		if key == "" && (ok || i > 0) {
+			return nil, fmt.Errorf("%q is no property", part)
 		}
 		p.list = append(p.list, prop{key, value})
 	}

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"vmkit/cmd/internal/cli"
+	"vmkit/cmd/internal/clone"
+	"vmkit/cmd/internal/hypervisor"
+	"vmkit/cmd/internal/hypervisor/files"
+	"vmkit/fsmap/mapfile"
+)
+
+// session is one run.
+type session struct {
+	*options
+	t        *cli.Term
+	clone    clone.Options
+	w        *mapfile.Writer
+	clones   int64
+	problems int64
+	failed   []error // machines of which there is no clone
+}
+
+func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
+	switch clone.Method(o.method) {
+	case clone.Auto, clone.Reflink, clone.Copy:
+	default:
+		return cli.Usagef("--method is auto, reflink or copy, not %q", o.method)
+	}
+	s := &session{options: o, t: t, w: mapfile.NewWriter(t.Stdout)}
+	s.clone = clone.Options{
+		Dir: o.dir, Name: o.name, Method: clone.Method(o.method), Sums: o.checksum, Isolate: o.start,
+		Progress: func(what string, total int64) (func(int64), func()) {
+			p := t.Progress(what, total, false)
+			return p.Add, p.Done
+		},
+	}
+	var err error
+	if len(args) > 0 {
+		err = s.off(ctx, args)
+	} else {
+		err = s.held(ctx)
+	}
+	if err != nil {
+		return errors.Join(append(s.failed, err)...)
+	}
+	if s.clones == 0 {
+		return errors.Join(s.failed...)
+	}
+	for _, err := range s.failed {
+		s.problem(&mapfile.Problem{Image: mapfile.None, Volume: mapfile.None, What: "clone", Error: err.Error()})
+	}
+	if t.People {
+		return nil
+	}
+	return s.w.End(&mapfile.End{Kind: mapfile.EndOfClones, Clones: s.clones, Problems: s.problems})
+}
+
+// held clones the machines that vmfreeze holds.
+func (s *session) held(ctx context.Context) error {
+	in, err := s.t.Input("-")
+	if err != nil {
+		return cli.Usagef("no source is named, and stdin is a terminal")
+	}
+	in.Close()
+	file, ok := s.t.Stdin.(*os.File)
+	if !ok {
+		return errors.New("stdin is no file")
+	}
+	stream, err := clone.Open(file)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	stream.Problem = s.problem
+	for first := true; ; first = false {
+		machines, err := stream.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			if first {
+				return errors.New("stdin: no vm record, and no source is named")
+			}
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if s.name != "" && (!first || len(machines) > 1 || machines[0].VM.Following > 0) {
+			return cli.Usagef("--name is for one machine, and there are several")
+		}
+		if err := s.round(ctx, machines, stream); err != nil {
+			return err
+		}
+	}
+}
+
+// lease is what holds machines while their data is copied.
+type lease interface {
+	Held() error    // an error where they are not held any more
+	Release() error // lets them go
+}
+
+// round clones machines that are held together.
+func (s *session) round(ctx context.Context, machines []*clone.Machine, held lease) error {
+	var started []*clone.Clone
+	var vms []*mapfile.VM
+	defer func() {
+		for _, c := range started {
+			c.Discard()
+		}
+	}()
+	for _, m := range machines {
+		c, err := clone.Start(ctx, m, &s.clone)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			s.failed = append(s.failed, fmt.Errorf("%s: %w", m.VM.Name, err))
+			continue
+		}
+		started, vms = append(started, c), append(vms, m.VM)
+	}
+	err := held.Held()
+	if e := held.Release(); err == nil {
+		err = e
+	}
+	if errors.Is(err, clone.ErrReleased) {
+		for _, vm := range vms {
+			s.failed = append(s.failed, fmt.Errorf("%s: %w; its clone was discarded", vm.Name, err))
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for i, c := range started {
+		record, problems, err := c.Finish(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			s.failed = append(s.failed, fmt.Errorf("%s: %w", vms[i].Name, err))
+			continue
+		}
+		if err := s.finish(ctx, record, problems, vms[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish does what comes after a clone is whole, and tells of it.
+func (s *session) finish(ctx context.Context, record *mapfile.Clone, problems []*mapfile.Problem, vm *mapfile.VM) error {
+	later := func(what string, err error) {
+		if err != nil {
+			problems = append(problems, &mapfile.Problem{Image: mapfile.None, Volume: mapfile.None, Path: record.Folder, What: what, Error: err.Error()})
+		}
+	}
+	needed := s.start && clone.NeedsRegister(record)
+	if s.register || needed {
+		where, err := clone.Register(ctx, record, vm, s.vmList)
+		if err == nil {
+			record.Registered = where
+			err = clone.Save(record, problems)
+		}
+		later("register", err)
+	}
+	if s.start && (!needed || record.Registered != "") {
+		later("start", clone.Boot(ctx, record, vm))
+	}
+	if s.keep != keepAll {
+		removed, err := clone.Prune(record, s.keep)
+		for _, path := range removed {
+			s.t.Hint("removed %s", path)
+		}
+		later("older clones", err)
+	}
+	s.clones++
+	if s.t.People {
+		describe(s.t.Stdout, record)
+	} else if err := errors.Join(s.w.Record(record), s.w.Flush()); err != nil {
+		return err
+	}
+	for _, p := range problems {
+		s.problem(p)
+	}
+	return ctx.Err()
+}
+
+// problem passes on a gap.
+func (s *session) problem(p *mapfile.Problem) {
+	s.t.Problem(&mapfile.Names{}, p)
+	s.problems++
+	if !s.t.People {
+		s.w.Problem(p)
+	}
+}
+
+// off clones a machine that is off, which the sources make up. Nobody can start it meanwhile.
+func (s *session) off(ctx context.Context, sources []string) error {
+	m, err := files.New().Open(ctx, files.Target(sources...))
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	vm, err := m.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	plan, err := m.Plan(ctx, vm, hypervisor.Request{Mode: hypervisor.Auto})
+	if err != nil {
+		return fmt.Errorf("%s: %w", vm.Name, err)
+	}
+	l := &still{m, plan.Steps}
+	now := time.Now().UTC()
+	for i := range plan.Steps {
+		if err := m.Do(ctx, &plan.Steps[i]); err != nil {
+			return fmt.Errorf("%s: %w", vm.Name, err)
+		}
+	}
+	vm.Mode, vm.Method, vm.FrozenAt = string(plan.Mode), plan.Method, &now
+	raw, err := json.Marshal(vm)
+	if err != nil {
+		return err
+	}
+	return s.round(ctx, []*clone.Machine{{VM: vm, Raw: raw}}, l)
+}
+
+// still is the lease of a machine that is off: its files must not have changed when it ends.
+type still struct {
+	m     hypervisor.Machine
+	steps []hypervisor.Step
+}
+
+func (l *still) Held() error {
+	for i := range l.steps {
+		if err := l.m.Undo(context.Background(), &l.steps[i]); err != nil {
+			return fmt.Errorf("%w: %w", clone.ErrReleased, err)
+		}
+	}
+	return nil
+}
+
+func (l *still) Release() error { return nil }
+
+// describe tells people of a clone.
+func describe(w io.Writer, r *mapfile.Clone) {
+	var total int64
+	methods := map[string]int{}
+	for _, f := range r.Files {
+		total += f.Size
+		methods[f.Method]++
+	}
+	fmt.Fprintf(w, "%s: %d files, %s", cli.Printable(r.Folder), len(r.Files), cli.Size(total))
+	for _, m := range []string{"reflink", "copy", "rewritten"} {
+		if n := methods[m]; n > 0 {
+			fmt.Fprintf(w, ", %d %s", n, map[string]string{"reflink": "by reflink", "copy": "copied", "rewritten": "rewritten"}[m])
+		}
+	}
+	fmt.Fprintln(w)
+	if rel := r.Released; rel != nil {
+		switch {
+		case rel.PauseNS > 0:
+			fmt.Fprintf(w, "  the machine stood still for %v\n", time.Duration(rel.PauseNS).Round(time.Millisecond))
+		case rel.Error == "":
+			fmt.Fprintln(w, "  the machine was not stopped")
+		}
+	}
+	for _, path := range r.Images {
+		fmt.Fprintf(w, "  disk %s\n", cli.Printable(path))
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(w, "  %s\n", cli.Printable(n))
+	}
+}
