@@ -89,7 +89,7 @@ func (in *Input) Open(t *Term, names []string) (*Images, error) {
 	if err != nil {
 		return nil, err
 	}
-	ask, err := in.passphrase(t)
+	ask, err := in.Passphrase(t)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (im *Images) Check(name string, report func(formats.Finding)) error {
 func (im *Images) Map(ctx context.Context, c fsmap.Config, w *mapfile.Writer) (fsmap.Summary, error) {
 	c.Drivers = fsmapall.Drivers
 	c.Tool, c.Created = Tool(im.t.Name), im.created
-	c.Partition = partition.Options{Env: im.Env, SectorSize: im.in.SectorSize, Passphrase: im.ask}
+	c.Partition.Env, c.Partition.SectorSize, c.Partition.Passphrase = im.Env, im.in.SectorSize, im.ask
 	c.FS.Journal, c.FS.Metadata = fsmap.JournalMode(im.in.Journal), im.in.Metadata
 	c.Options = im.in.options(c)
 	return fsmap.Build(ctx, im.List, c, w)

@@ -17,8 +17,8 @@ const maxKey = 8 << 20
 // prompts is how often a passphrase is asked for.
 const prompts = 3
 
-// passphrase gives what asks for secrets: the key file, or the user at the terminal.
-func (in *Input) passphrase(t *Term) (formats.Passphrase, error) {
+// Passphrase gives what asks for secrets: the key file, or the user at the terminal.
+func (in *Input) Passphrase(t *Term) (formats.Passphrase, error) {
 	asked := map[string]int{}
 	if in.KeyFile == "" {
 		return func(what string) ([]byte, bool) {

@@ -76,6 +76,9 @@ func (v *Verified) Close() error {
 	return errors.Join(errs...)
 }
 
+// ClusterSize gives the length of the clusters that have sums, in bytes.
+func (v *Verified) ClusterSize() int64 { return v.cluster }
+
 // At tells of cluster i, and of those behind it that are of the same kind: at most max.
 func (v *Verified) At(i, max int64) (Run, error) {
 	r := Run{First: i, N: min(max, (v.Size()+v.cluster-1)/v.cluster-i)}

@@ -1,0 +1,62 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"path"
+
+	"github.com/klauspost/compress/zstd"
+
+	"vmkit/formats/ondisk"
+)
+
+// smallMap is up to which length a compressed map is kept in memory between being verified and being decoded.
+const smallMap = 32 << 20
+
+// OpenMap opens a map of a point, which disks may share, as text. Nothing is given out before all of
+// the file was held against its hash: what a damaged map says of places would be believed.
+func OpenMap(ctx context.Context, s Store, p *Point, f StoredFile) (io.ReadCloser, error) {
+	name := path.Join(p.Machine, f.Name)
+	o, err := s.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	m := &mapText{o: o}
+	var in io.Reader
+	h := sha256.New()
+	if o.Size() <= smallMap {
+		var b bytes.Buffer
+		_, err = io.Copy(io.MultiWriter(h, &b), io.NewSectionReader(o, 0, o.Size()))
+		in = &b
+	} else {
+		_, err = io.CopyBuffer(struct{ io.Writer }{h}, io.NewSectionReader(o, 0, o.Size()), make([]byte, 1<<20))
+		in = io.NewSectionReader(o, 0, o.Size())
+	}
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%s: %w", Path(s, name), err)
+	case o.Size() != f.Size || hex.EncodeToString(h.Sum(nil)) != f.SHA256:
+		err = ondisk.Corrupt(Path(s, name), "sha256", -1, hex.EncodeToString(h.Sum(nil)))
+	default:
+		m.Decoder, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(256<<20))
+	}
+	if err != nil {
+		o.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+type mapText struct {
+	*zstd.Decoder
+	o Object
+}
+
+func (m *mapText) Close() error {
+	m.Decoder.Close()
+	return m.o.Close()
+}
