@@ -34,6 +34,7 @@ const maxEntries = 100_000
 
 func (c *collector) collect(paths []string) error {
 	var configs, images, rest []string
+	c.allow = slices.Clone(c.allow)
 	for _, path := range paths {
 		st, err := os.Stat(path)
 		if err != nil {

@@ -75,8 +75,7 @@ func Paths(target string) (paths []string) {
 
 func (m *machine) Describe(context.Context) (*mapfile.VM, error) {
 	vm := &mapfile.VM{Type: "vm", Driver: "files", Target: "files:" + Target(m.paths...), StateFound: "off"}
-	c := &collector{vm: vm}
-	if err := c.collect(m.paths); err != nil {
+	if err := Collect(vm, m.paths, nil); err != nil {
 		return nil, err
 	}
 	if len(hostfiles.Paths(vm, mapfile.RoleDisk)) == 0 {
@@ -89,6 +88,13 @@ func (m *machine) Describe(context.Context) (*mapfile.VM, error) {
 	}
 	vm.Notes = append(vm.Notes, notes...)
 	return vm, nil
+}
+
+// Collect adds the files of the machine that paths name to vm, and what its configuration says of it: name, UUID, whether
+// it was suspended. What is named there is followed into the folders of allow, besides those that are named themselves.
+func Collect(vm *mapfile.VM, paths, allow []string) error {
+	c := &collector{vm: vm, allow: allow}
+	return c.collect(paths)
 }
 
 func (m *machine) Plan(_ context.Context, vm *mapfile.VM, _ hypervisor.Request) (*hypervisor.Plan, error) {
