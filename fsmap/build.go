@@ -61,7 +61,7 @@ type Mount struct {
 	FS      FS
 	// On selects files, where it isn't nil, instead of Config.Patterns.
 	On *mapfile.Patterns
-	// Err says why there is no FS.
+	// Err says why there is no FS. Where there is neither, the map tells what else the volume holds.
 	Err error
 }
 

@@ -187,7 +187,7 @@ func (b *rebaser) extents(list []mapfile.Extent, more bool) {
 			b.out.problem(mapfile.Problem{Image: mapfile.None, Volume: f.Volume, Path: f.Path, What: "content", Error: e.Error()})
 		}
 	}
-	if b.has = err != nil; b.has && !b.had {
+	if b.has = err != nil; b.has && (!b.had || errors.Is(err, errChanged)) {
 		f := &b.out.rec
 		b.out.problem(mapfile.Problem{Image: mapfile.None, Volume: f.Volume, Path: f.Path, Stream: f.Stream, What: "content", Error: err.Error()})
 	}

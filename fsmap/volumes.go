@@ -63,7 +63,7 @@ func (b *builder) volumes(list []partition.Volume) {
 		openSet(set, b.c.FS)
 	}
 	if b.c.Mounts != nil && !b.c.NoFS {
-		b.mounts(list)
+		b.mounts(list, head)
 	}
 	for _, v := range b.vols {
 		b.names.See(&v.rec)
@@ -105,9 +105,8 @@ func (v *volume) probe(drivers []Driver, head []byte) {
 		v.rec.UUID, v.rec.Label = c.UUID, c.Label
 		return
 	}
-	head = head[:min(v.Size, ProbeLen)]
-	if n, err := v.Disk.ReadAt(head, 0); n < len(head) && !errors.Is(err, io.EOF) {
-		v.fail("reading its first bytes: %w", err)
+	head, ok := v.first(head)
+	if !ok {
 		return
 	}
 	for i := range drivers {
@@ -125,6 +124,16 @@ func (v *volume) probe(drivers []Driver, head []byte) {
 	if v.driver == nil {
 		v.recognise(head)
 	}
+}
+
+// first reads the volume's first bytes into head.
+func (v *volume) first(head []byte) ([]byte, bool) {
+	head = head[:min(v.Size, ProbeLen)]
+	if n, err := v.Disk.ReadAt(head, 0); n < len(head) && !errors.Is(err, io.EOF) {
+		v.fail("reading its first bytes: %w", err)
+		return nil, false
+	}
+	return head, true
 }
 
 func (v *volume) fail(format string, args ...any) {
@@ -232,11 +241,15 @@ func (v *volume) attach(set []*volume, fs FS) {
 }
 
 // mounts takes over the file systems that the caller has open.
-func (b *builder) mounts(list []partition.Volume) {
+func (b *builder) mounts(list []partition.Volume, head []byte) {
 	for _, m := range b.c.Mounts(list) {
 		first := b.vols[m.Volumes[0]]
-		if m.Err != nil {
-			first.trouble = append(first.trouble, m.Err)
+		if m.FS == nil {
+			if m.Err != nil {
+				first.trouble = append(first.trouble, m.Err)
+			} else if head, ok := first.first(head); ok {
+				first.recognise(head)
+			}
 			continue
 		}
 		var set []*volume

@@ -1,6 +1,8 @@
 package partition
 
 import (
+	"io"
+
 	"vmkit/formats"
 )
 
@@ -64,4 +66,7 @@ type Options struct {
 	SectorSize int64
 	// Passphrase is asked for the secrets of encrypted volumes; nil: there are none.
 	Passphrase formats.Passphrase
+	// Opened gives a reader of what is in the LUKS container of a UUID, where a kernel has it open and may be asked
+	// instead of the user; nil, or a nil reader: it hasn't.
+	Opened func(uuid string) io.ReaderAt
 }

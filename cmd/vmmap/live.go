@@ -17,16 +17,19 @@ func (o *options) liveTo(ctx context.Context, t *cli.Term, paths []string, out *
 		return err
 	}
 	defer plan.Close()
+	o.input.Format = "raw"
 	images, err := o.input.Open(t, plan.Disks())
 	if err != nil {
 		return err
 	}
 	defer images.Close()
+	o.input.Format = "" // the map needn't say so
 	plan.Name(images.List)
 	progress := t.Progress("files", -1, true)
 	defer progress.Done()
 	c := o.config(t, progress)
 	c.DiskOnly, c.Mounts, c.Hash = true, plan.Mounts, false
+	c.Partition.Opened = plan.Opened
 	out.Private = true // root reads what others may not
 	_, err = images.Map(ctx, c, mapfile.NewWriter(w))
 	return err

@@ -5,7 +5,9 @@ import (
 	"context"
 	"io"
 	"os"
+	"time"
 
+	"vmkit/cmd/internal/boot"
 	"vmkit/cmd/internal/cli"
 )
 
@@ -18,6 +20,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 }
 
 const help = `Usage: vmmap [OPTION]... IMAGE...
+       vmmap --boot [OPTION]... IMAGE...
        vmmap --live [OPTION]... PATH...
        vmfreeze VM | vmclone -C DIR | vmmap [OPTION]...
 
@@ -35,9 +38,20 @@ written for each. At a terminal the files are listed for people.
                          (repeatable)
       --live             map this running Linux machine's own file systems: those that each
                          PATH lies on or that are mounted below it (root; for --rebase)
+      --boot             let a kernel read what vmkit can't: a small machine under QEMU mounts
+                         the images' file systems; the images are not written to
   -l, --list             list for people instead of writing records
       --bodyfile         write a bodyfile for mactime instead of records
   -o, --output FILE      write to FILE, which appears when it is whole
+
+Options for --boot:
+      --kernel FILE      the kernel, instead of the newest in /boot
+      --modules DIR      its /lib/modules/VERSION
+      --qemu PROGRAM     the emulator, instead of QEMU's for this processor
+      --accel NAME       kvm, tcg, or auto: kvm where it works (the default)
+      --boot-timeout D   stop the machine after this time (10m)
+      --boot-memory N    its memory in MiB (512)
+      --boot-output N    how many MiB it may send (1024)
 ` + cli.InputHelp + cli.CommonHelp + `
 Examples:
   vmmap web1.qcow2 > web1.map
@@ -46,6 +60,7 @@ Examples:
   vmmap --only 'p2:/etc/**' -l web1.qcow2
   vmmap --snapshot before-update --bodyfile web1.qcow2 | mactime -d -y
   vmmap --rebase web1.vmdk < web1.map
+  vmmap --boot photos.img | vmextract -C out
   ssh clone vmmap --live / | vmmap --rebase clone.qcow2 | vmextract -C out '/srv/**'
 `
 
@@ -58,9 +73,12 @@ type options struct {
 	hash          bool
 	rebase        []string
 	live          bool
+	boot          bool
+	machine       boot.Config
+	output        string
+	appliance     bool
 	list          bool
 	bodyfile      bool
-	output        string
 }
 
 func command() *cli.Command {
@@ -73,6 +91,16 @@ func command() *cli.Command {
 	f.BoolVar(&o.hash, "hash", false, "")
 	f.StringArrayVar(&o.rebase, "rebase", nil, "")
 	f.BoolVar(&o.live, "live", false, "")
+	f.BoolVar(&o.boot, "boot", false, "")
+	f.StringVar(&o.machine.Kernel, "kernel", "", "")
+	f.StringVar(&o.machine.Modules, "modules", "", "")
+	f.StringVar(&o.machine.Program, "qemu", boot.Program, "")
+	f.StringVar(&o.machine.Accel, "accel", "auto", "")
+	f.DurationVar(&o.machine.Timeout, "boot-timeout", 10*time.Minute, "")
+	f.IntVar(&o.machine.Memory, "boot-memory", 512, "")
+	f.Int64Var(&o.machine.Output, "boot-output", 1024, "")
+	f.BoolVar(&o.appliance, "appliance", false, "")
+	f.MarkHidden("appliance")
 	f.BoolVarP(&o.list, "list", "l", false, "")
 	f.BoolVar(&o.bodyfile, "bodyfile", false, "")
 	f.StringVarP(&o.output, "output", "o", "", "")

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"vmkit/cmd/internal/cli"
 	"vmkit/fsmap"
@@ -20,6 +21,9 @@ type machine struct {
 }
 
 func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
+	if o.appliance {
+		return o.inMachine(ctx, t)
+	}
 	patterns, err := mapfile.ParsePatterns(o.only)
 	switch {
 	case err != nil:
@@ -30,6 +34,12 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 		return cli.Usagef("--volumes leaves out the files: it goes with neither --bodyfile, --hash nor --only")
 	case o.live && (len(args) == 0 || len(o.rebase) > 0 || len(o.only) > 0):
 		return cli.Usagef("--live takes the PATHs to map, and neither --rebase nor --only")
+	case o.boot && (o.live || len(o.rebase) > 0 || o.volumes || o.volumeExtents):
+		return cli.Usagef("--boot goes with neither --live, --rebase, --volumes nor --volume-extents")
+	case !slices.Contains([]string{"auto", "kvm", "tcg"}, o.machine.Accel):
+		return cli.Usagef("--accel is auto, kvm or tcg, not %q", o.machine.Accel)
+	case o.machine.Timeout <= 0 || o.machine.Memory < 128 || o.machine.Output < 1 || o.machine.Output > 1<<30:
+		return cli.Usagef("--boot-timeout is a time above 0, --boot-memory at least 128 and --boot-output at least 1 MiB")
 	case len(o.rebase) > 0 && (len(args) > 0 || o.volumes || o.volumeExtents || o.hash || len(o.only) > 0):
 		return cli.Usagef("--rebase takes the map from stdin as it is")
 	}
@@ -75,6 +85,9 @@ func (o *options) mapMachine(ctx context.Context, t *cli.Term, m machine, patter
 		return err
 	}
 	defer images.Close()
+	if o.boot {
+		return o.bootTo(ctx, t, images, m.clone, out, w)
+	}
 	progress := t.Progress("files", -1, true)
 	defer progress.Done()
 	c := o.config(t, progress)
@@ -84,6 +97,7 @@ func (o *options) mapMachine(ctx context.Context, t *cli.Term, m machine, patter
 		return err
 	}
 	out.Private = out.Private || s.Secret
+	o.hint(t, m.images, s.Unread)
 	if s.Encrypted {
 		t.Note(cli.Locked)
 		t.Hint("give the passphrase or key with --key-file")

@@ -25,14 +25,14 @@ const maxMembers = 4096
 // btrfsMembers asks a btrfs for its devices, in order of their ids.
 func btrfsMembers(fd int) ([]member, error) {
 	info := make([]byte, infoSize)
-	if err := ioctl(fd, reqBtrfsInfo, info); err != nil {
+	if err := Ioctl(fd, reqBtrfsInfo, info); err != nil {
 		return nil, fmt.Errorf("btrfs devices: %w", err)
 	}
 	var list []member
 	for id := uint64(0); id <= min(le.Uint64(info[infoMaxID:]), maxMembers); id++ {
 		b := make([]byte, bdSize)
 		le.PutUint64(b, id)
-		if err := ioctl(fd, reqBtrfsDev, b); errors.Is(err, unix.ENODEV) {
+		if err := Ioctl(fd, reqBtrfsDev, b); errors.Is(err, unix.ENODEV) {
 			continue
 		} else if err != nil {
 			return nil, fmt.Errorf("btrfs device %d: %w", id, err)
@@ -68,7 +68,7 @@ func search(fd int, tree, object uint64, typ uint32, fn func(offset uint64, data
 		le.PutUint32(buf[bsMaxType:], typ)
 		le.PutUint32(buf[bsItems:], 1<<32-1)
 		le.PutUint64(buf[bsBufSize:], uint64(len(buf)-bsHead))
-		if err := ioctl(fd, reqBtrfsSearch, buf); err != nil {
+		if err := Ioctl(fd, reqBtrfsSearch, buf); err != nil {
 			return fmt.Errorf("btrfs tree search: %w", err)
 		}
 		n, b := le.Uint32(buf[bsItems:]), buf[bsHead:]
@@ -134,7 +134,7 @@ func treeOf(fd int) (uint64, error) {
 	defer unix.Close(h)
 	b := make([]byte, lookupSize)
 	le.PutUint64(b[8:], chunkObject) // any valid number: only the tree's id is wanted
-	if err := ioctl(h, reqBtrfsLookup, b); err != nil {
+	if err := Ioctl(h, reqBtrfsLookup, b); err != nil {
 		return 0, fmt.Errorf("btrfs subvolume: %w", err)
 	}
 	return le.Uint64(b), nil

@@ -30,7 +30,7 @@ func (f *FS) content(fd int, st *unix.Statx_t, n *fsmap.Node, p *file) error {
 	}
 	defer unix.Close(h)
 	fx := make([]byte, fxSize)
-	if err := ioctl(h, reqGetXattr, fx); err == nil {
+	if err := Ioctl(h, reqGetXattr, fx); err == nil {
 		n.Project = le.Uint32(fx[fxProject:])
 		for _, a := range f.attrs {
 			if le.Uint32(fx[fxFlags:])&a.bit != 0 {
@@ -103,7 +103,7 @@ func syncFile(fd int) error {
 	b := make([]byte, fmSize)
 	le.PutUint64(b[fmLength:], 1<<64-1)
 	le.PutUint32(b[fmFlags:], fiemapSync)
-	if err := ioctl(fd, reqFIEMAP, b); err != nil {
+	if err := Ioctl(fd, reqFIEMAP, b); err != nil {
 		return fmt.Errorf("fiemap: %w", err)
 	}
 	return nil
@@ -111,53 +111,21 @@ func syncFile(fd int) error {
 
 // fiemap appends what the kernel says of an open file's extents.
 func (f *FS) fiemap(fd int, r *fsmap.Runs) error {
-	b := make([]byte, fmSize+fiemapOneAsk*feSize)
-	for from, last := int64(0), false; !last && from < r.Size(); {
-		clear(b[:fmSize])
-		le.PutUint64(b[fmStart:], uint64(from))
-		le.PutUint64(b[fmLength:], uint64(r.Size()-from))
-		le.PutUint32(b[fmFlags:], fiemapSync)
-		le.PutUint32(b[fmCount:], fiemapOneAsk)
-		if err := ioctl(fd, reqFIEMAP, b); err != nil {
-			return fmt.Errorf("fiemap: %w", err)
+	var bad error
+	err := Extents(fd, r.Size(), func(x Extent) bool {
+		switch {
+		case x.At >= r.Size():
+			return false
+		case x.NoPlace:
+			bad = f.carry(fd, x.At, x.Len, r)
+		case x.Unwritten:
+			bad = r.Unwritten(x.At, x.Len, x.Place)
+		default:
+			bad = r.Data(x.At, x.Len, x.Place)
 		}
-		n := min(le.Uint32(b[fmMapped:]), fiemapOneAsk)
-		for i := range n {
-			e := b[fmSize+i*feSize:]
-			at, place, size, flags := le.Uint64(e[feLogical:]), le.Uint64(e[fePhysical:]), le.Uint64(e[feLength:]), le.Uint32(e[feFlags:])
-			if at > 1<<62 || place > 1<<62 || size == 0 || size > 1<<62 {
-				return fmt.Errorf("fiemap: an extent of %d bytes at %d, which lies at %d", size, at, place)
-			}
-			// An extent may begin before what was asked for.
-			if skip := from - int64(at); skip > 0 {
-				if skip >= int64(size) {
-					continue
-				}
-				at, place, size = uint64(from), place+uint64(skip), size-uint64(skip)
-			}
-			if err := f.extent(fd, int64(at), int64(place), int64(size), flags, r); err != nil {
-				return err
-			}
-			from, last = int64(at+size), flags&extLast != 0
-		}
-		if last = last || n == 0; len(r.List) > maxRuns {
-			return nil
-		}
-	}
-	return nil
-}
-
-// extent appends an extent that FIEMAP gave.
-func (f *FS) extent(fd int, at, place, size int64, flags uint32, r *fsmap.Runs) error {
-	switch {
-	case at >= r.Size():
-		return nil
-	case flags&extNoPlace != 0:
-		return f.carry(fd, at, size, r)
-	case flags&extUnwritten != 0:
-		return r.Unwritten(at, size, place)
-	}
-	return r.Data(at, size, place)
+		return bad == nil && len(r.List) <= maxRuns
+	})
+	return errors.Join(err, bad)
 }
 
 // carry appends bytes that lie nowhere as they are, as the kernel reads them. All of a file's are carried, or none.
@@ -199,7 +167,7 @@ func (f *FS) fibmap(fd int, r *fsmap.Runs) error {
 		return fmt.Errorf("sync: %w", err)
 	}
 	b := make([]byte, 4)
-	if err := ioctl(fd, reqFIGETBSZ, b); err != nil {
+	if err := Ioctl(fd, reqFIGETBSZ, b); err != nil {
 		return fmt.Errorf("figetbsz: %w", err)
 	}
 	block := int64(le.Uint32(b))
@@ -212,7 +180,7 @@ func (f *FS) fibmap(fd int, r *fsmap.Runs) error {
 	}
 	for i := range count {
 		le.PutUint32(b, uint32(i))
-		err := ioctl(fd, reqFIBMAP, b)
+		err := Ioctl(fd, reqFIBMAP, b)
 		if errors.Is(err, unix.EINVAL) && i == 0 {
 			return f.carry(fd, 0, r.Size(), r) // it lies in the inode, or is coded
 		}

@@ -9,8 +9,8 @@ import (
 
 var le = binary.NativeEndian
 
-// ioctl calls the kernel with a buffer that holds the call's structure, and what follows it.
-func ioctl(fd int, request uint, b []byte) error {
+// Ioctl calls the kernel with a buffer that holds the call's structure, and what follows it.
+func Ioctl(fd int, request uint, b []byte) error {
 	for {
 		_, _, err := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(&b[0])))
 		switch err {

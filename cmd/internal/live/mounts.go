@@ -84,7 +84,7 @@ func unescape(s string) string {
 
 // system is a file system that is mounted, and what of it is asked for.
 type system struct {
-	mounts []mount // of it
+	mounts []mount // of it, one that can be seen first
 	paths  []string
 }
 
@@ -96,9 +96,9 @@ func find(all []mount, paths []string, holds func(path string) (int, error)) ([]
 	add := func(m mount, path string) {
 		s := byDev[m.dev]
 		if s == nil {
-			s = &system{}
+			s = &system{mounts: []mount{m}}
 			for _, o := range all {
-				if o.dev == m.dev {
+				if o.dev == m.dev && o.id != m.id {
 					s.mounts = append(s.mounts, o)
 				}
 			}
@@ -126,10 +126,14 @@ func find(all []mount, paths []string, holds func(path string) (int, error)) ([]
 		}
 		below := false
 		for _, o := range all {
-			if o.id != m.id && o.onDisk() && under(o.point, path) {
-				below = true
-				add(o, o.root)
+			if o.id == m.id || !o.onDisk() || !under(o.point, path) {
+				continue
 			}
+			if id, err := holds(o.point); err != nil || id != o.id {
+				continue // another mount hides it
+			}
+			below = true
+			add(o, o.root)
 		}
 		if !m.onDisk() && !below {
 			return nil, fmt.Errorf("%s lies on no disk: it is on %s", path, m.fs)
@@ -180,15 +184,13 @@ func (s *system) open() (int, error) {
 		if m.root != "/" {
 			continue
 		}
+		if id, err := mountOf(m.point); err != nil || id != m.id {
+			errs = append(errs, fmt.Errorf("%s: another mount lies on it", m.point))
+			continue
+		}
 		fd, err := unix.OpenTree(unix.AT_FDCWD, m.point, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: open_tree: %w", m.point, err))
-			continue
-		}
-		id, err := mountDev(fd)
-		if err != nil || m.fs != "btrfs" && id != m.dev {
-			unix.Close(fd)
-			errs = append(errs, fmt.Errorf("%s: another mount lies on it", m.point))
 			continue
 		}
 		// Linux before 5.12 has no mount_setattr; files are then still opened without changing their times.
@@ -234,15 +236,6 @@ func openTop(m *mount, attrs int) (int, error) {
 		return -1, fmt.Errorf("fsmount: %w", err)
 	}
 	return fd, nil
-}
-
-// mountDev gives the device number of what a descriptor names.
-func mountDev(fd int) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return "", err
-	}
-	return devName(uint64(st.Dev)), nil
 }
 
 func devName(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }

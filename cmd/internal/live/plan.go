@@ -3,6 +3,8 @@ package live
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,6 +24,7 @@ type Plan struct {
 	disks   []string    // kernel names
 	o       Options
 	open    []*FS
+	readers []*os.File
 }
 
 // Options says what the walk does besides.
@@ -117,6 +120,23 @@ func (p *Plan) Name(images []*formats.Image) {
 	}
 }
 
+// Opened reads what is in the LUKS container of a UUID, where the kernel has it open. It is partition.Options.Opened.
+func (p *Plan) Opened(uuid string) io.ReaderAt {
+	ids, _ := filepath.Glob(filepath.Join(p.sys.root, "class/block/dm-*/dm/uuid"))
+	for _, path := range ids {
+		// "CRYPT-LUKS2-", the UUID without its hyphens, "-", the device's name
+		if f := strings.SplitN(text(path), "-", 4); len(f) == 4 && f[0] == "CRYPT" && f[2] == strings.ReplaceAll(uuid, "-", "") {
+			dev, err := os.Open(node(filepath.Base(filepath.Dir(filepath.Dir(path)))))
+			if err != nil {
+				return nil
+			}
+			p.readers = append(p.readers, dev)
+			return dev
+		}
+	}
+	return nil
+}
+
 // Mounts opens the file systems. It is fsmap.Config.Mounts for the images that Disks names.
 func (p *Plan) Mounts(vols []partition.Volume) []fsmap.Mount {
 	find := &volumes{sys: p.sys, list: vols, disks: map[string]int{}}
@@ -175,6 +195,9 @@ func (p *Plan) Close() error {
 	var errs []error
 	for _, fs := range p.open {
 		errs = append(errs, fs.Close())
+	}
+	for _, f := range p.readers {
+		errs = append(errs, f.Close())
 	}
 	return errors.Join(errs...)
 }
