@@ -49,6 +49,17 @@ type Kept struct {
 	Role string
 }
 
+// Small gives those files of a machine that are to be kept while it goes on: its configuration and the variables of its
+// firmware.
+func Small(vm *mapfile.VM) (kept []Kept) {
+	for _, f := range vm.Files {
+		if f.Role == mapfile.RoleConfig || f.Role == mapfile.RoleFirmware {
+			kept = append(kept, Kept{Path: f.Path, Role: f.Role})
+		}
+	}
+	return kept
+}
+
 // KeepStep plans to copy small files into a folder of their own below dir, because the machine goes on to change them, or
 // because there is no file yet. It replaces them in vm.Files by their copies to come.
 func KeepStep(vm *mapfile.VM, dir string, files []Kept) hypervisor.Step {

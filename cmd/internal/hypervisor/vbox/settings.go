@@ -3,7 +3,6 @@ package vbox
 import (
 	"encoding/xml"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"vmkit/cmd/internal/hypervisor/hostfiles"
@@ -87,7 +86,8 @@ func ParseSettings(b []byte) (*Settings, error) {
 // Disk is a hard disk of the machine.
 type Disk struct {
 	Name  string   // of its place: "SATA-0-0"
-	Chain []Medium // the image that is attached, then those below it
+	UUID  string   // of the image that is attached
+	Chain []Medium // that image, then those below it; empty where the settings don't tell
 }
 
 // Disks gives the hard disks that are attached, in the order of their places.
@@ -97,9 +97,8 @@ func (s *Settings) Disks() (disks []Disk) {
 			if d.Type != "HardDisk" || d.Image.UUID == "" {
 				continue
 			}
-			if chain := find(s.Machine.HardDisks, d.Image.UUID); chain != nil {
-				disks = append(disks, Disk{fmt.Sprintf("%s-%s-%s", c.Name, d.Port, d.Device), chain})
-			}
+			name := fmt.Sprintf("%s-%s-%s", c.Name, d.Port, d.Device)
+			disks = append(disks, Disk{name, d.Image.UUID, find(s.Machine.HardDisks, d.Image.UUID)})
 		}
 	}
 	return disks
@@ -118,23 +117,13 @@ func find(media []Medium, uuid string) []Medium {
 	return nil
 }
 
-// All gives every hard disk that the machine knows, those of its snapshots too.
-func (s *Settings) All() (media []Medium) {
-	var add func([]Medium)
-	add = func(list []Medium) {
-		for _, m := range list {
-			media = append(media, m)
-			add(m.Children)
-		}
-	}
-	add(s.Machine.HardDisks)
-	return media
-}
-
 // AddFiles appends the files that settings name to a machine's. path gives the place of a name, or an error where it may
 // not be followed; allow is as in hostfiles.Chain.
 func (s *Settings) AddFiles(vm *mapfile.VM, path func(string) (string, error), allow []string) error {
 	for _, d := range s.Disks() {
+		if len(d.Chain) == 0 {
+			return fmt.Errorf("%s: the settings don't say where its image %s is", d.Name, d.UUID)
+		}
 		for i, m := range d.Chain {
 			p, err := path(m.Location)
 			if err != nil {
@@ -171,12 +160,4 @@ func addNamed(vm *mapfile.VM, path func(string) (string, error), role string, na
 		hostfiles.Add(vm, p, role)
 	}
 	return nil
-}
-
-// place gives the path of a name in the settings that lie in folder.
-func place(folder, name string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(folder, name)
 }

@@ -222,17 +222,11 @@ func (m *machine) Plan(_ context.Context, vm *mapfile.VM, r hypervisor.Request) 
 	}
 	switch r.Mode {
 	case hypervisor.Auto, hypervisor.Snapshot:
-		var kept []hostfiles.Kept
-		for _, f := range vm.Files {
-			if f.Role == mapfile.RoleConfig || f.Role == mapfile.RoleFirmware {
-				kept = append(kept, hostfiles.Kept{Path: f.Path, Role: f.Role})
-			}
-		}
 		name := "vmfreeze-" + strconv.FormatInt(time.Now().UnixNano(), 36)
 		return &hypervisor.Plan{
 			Mode: hypervisor.Snapshot, Method: "vmrun snapshot, then deleteSnapshot",
 			Steps: []hypervisor.Step{
-				hostfiles.KeepStep(vm, hostfiles.WorkDir(vm, r.Work), kept),
+				hostfiles.KeepStep(vm, hostfiles.WorkDir(vm, r.Work), hostfiles.Small(vm)),
 				{Op: opSnapshot, Args: map[string]string{"name": name}, Instant: true, Commits: true},
 			},
 			Notes: []string{"VMware saves the memory of a running machine with a snapshot, which halts it for a while"},
