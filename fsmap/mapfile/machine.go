@@ -109,8 +109,11 @@ type Released struct {
 	Thawed    bool       `json:"thawed"`
 	Resumed   bool       `json:"resumed"`
 	Committed bool       `json:"committed"`
-	By        string     `json:"by,omitempty"` // "vmfreeze", "guard", "recover"
-	Error     string     `json:"error,omitempty"`
+	// Spoiled says that the machine's files changed while they were held, as Error tells: a clone of them is no good.
+	// Any other error is one of letting the machine go, and nothing to its clone.
+	Spoiled bool   `json:"spoiled,omitempty"`
+	By      string `json:"by,omitempty"` // "vmfreeze", "guard", "recover"
+	Error   string `json:"error,omitempty"`
 }
 
 // CloneFile is a file of a clone.

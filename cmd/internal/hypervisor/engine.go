@@ -254,17 +254,20 @@ func (e *Engine) takeBack(ctx context.Context, m Machine, j *Journal) Machine {
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.Op, err))
-			s.Error, left = err.Error(), true
-			continue
+			s.Error = err.Error()
 		}
-		e.save(j)
+		if s.State == "undone" {
+			e.save(j)
+		} else {
+			left = true
+		}
 	}
 	j.Ended = !left
 	for i := range j.Steps {
 		j.Steps[i].tell(rel)
 	}
 	if err := errors.Join(errs...); err != nil {
-		rel.Error = err.Error()
+		rel.Error, rel.Spoiled = err.Error(), errors.Is(err, ErrSpoiled)
 	}
 	j.Released = rel
 	e.save(j)
@@ -277,7 +280,8 @@ func (e *Engine) undo(ctx context.Context, m Machine, s *Step) error {
 		return ErrUnavailable
 	}
 	crash("undo", s)
-	if err := m.Undo(ctx, s); err != nil {
+	err := m.Undo(ctx, s)
+	if err != nil && !errors.Is(err, ErrSpoiled) {
 		return err
 	}
 	s.State, s.Ended, s.Error = "undone", stamp(), ""
@@ -288,7 +292,7 @@ func (e *Engine) undo(ctx context.Context, m Machine, s *Step) error {
 		s.Took = s.Ended.Sub(*s.Begun).Nanoseconds()
 	}
 	crash("undone", s)
-	return nil
+	return err
 }
 
 func (e *Engine) reopen(ctx context.Context, m Machine, vm *mapfile.VM) (Machine, error) {

@@ -275,6 +275,7 @@ func (s *sentry) takeOver(why error) int {
 	if len(s.list) == 0 {
 		return 0
 	}
+	Crash("takes over")
 	what := "ended without letting it go"
 	if errors.Is(why, errLate) {
 		what = "is late in letting it go"

@@ -39,6 +39,8 @@ var (
 	ErrNoMachine = errors.New("no such machine")
 	// ErrBusy: somebody else is talking to it, or has it frozen.
 	ErrBusy = errors.New("busy")
+	// ErrSpoiled is for Undo: nothing is left to take back, but the files changed while they were held.
+	ErrSpoiled = errors.New("what was copied meanwhile does not count")
 )
 
 // Driver speaks with one hypervisor.

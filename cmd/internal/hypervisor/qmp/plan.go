@@ -201,6 +201,7 @@ func (m *machine) Do(ctx context.Context, s *hypervisor.Step) error {
 	case opStop:
 		return m.stop(ctx)
 	case opWatch:
+		m.resumes = m.c.count("RESUME")
 		return m.still(ctx, s)
 	case opOverlay:
 		return m.makeOverlays(ctx, s)
@@ -234,8 +235,10 @@ func (m *machine) Undo(ctx context.Context, s *hypervisor.Step) error {
 			return m.removeOverlays(s)
 		case opSnapshot:
 			return m.commitOffline(ctx, s)
-		case opWatch:
-			return errors.New("QEMU ended while its files were being copied")
+		case opStop, opWatch:
+			if m.c != nil && m.process.Alive() {
+				return fmt.Errorf("%w: the machine was started anew", hypervisor.ErrSpoiled)
+			}
 		}
 		return nil
 	}
@@ -300,7 +303,7 @@ func (m *machine) cont(ctx context.Context) error {
 		return m.c.run(ctx, "cont", nil, nil)
 	case "running":
 		if m.c.count("RESUME") != m.resumes {
-			return errors.New("somebody else had the machine go on while its files were being copied")
+			return fmt.Errorf("%w: somebody else had the machine go on", hypervisor.ErrSpoiled)
 		}
 		return nil
 	}
@@ -313,8 +316,8 @@ func (m *machine) still(ctx context.Context, s *hypervisor.Step) error {
 	switch {
 	case err != nil:
 		return err
-	case status != s.Args["state"] || m.c.count("RESUME") > 0:
-		return fmt.Errorf("somebody else had the machine go on: it was %s and is %s", s.Args["state"], status)
+	case status != s.Args["state"] || m.c.count("RESUME") != m.resumes:
+		return fmt.Errorf("%w: somebody else had the machine go on: it was %s and is %s", hypervisor.ErrSpoiled, s.Args["state"], status)
 	}
 	return nil
 }
