@@ -60,7 +60,7 @@ func (o *options) freeze(ctx context.Context, t *cli.Term, e *hypervisor.Engine,
 		if err != nil {
 			errs = append(errs, err)
 		}
-		if i+1 < len(targets) && (ctx.Err() != nil || s.lease != nil && s.lease.Closed()) {
+		if i+1 < len(targets) && (ctx.Err() != nil || s.command == nil && s.lease.Closed()) {
 			errs = append(errs, fmt.Errorf("the lease ended before %s, which was not frozen", targets[i+1]))
 			break
 		}
@@ -265,6 +265,8 @@ func (s *session) release(f *hypervisor.Freeze) error {
 	switch {
 	case r.Error == "":
 		return nil
+	case r.Spoiled:
+		return fmt.Errorf("%s: %s", f.VM.Name, r.Error)
 	case f.Stands():
 		return fmt.Errorf("%s stands still: %s; run vmfreeze --recover", f.VM.Name, r.Error)
 	}

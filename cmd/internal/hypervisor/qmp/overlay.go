@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -287,8 +288,8 @@ func (m *machine) based(ctx context.Context, list []overlay) error {
 	return nil
 }
 
-// slack is how much later than the answer to the snapshot a base may have been written, by the clock of its file
-// system.
+// slack is how much later than the snapshot a base may have been written: it takes its time, and file systems have
+// clocks of their own. More of it would take a machine that was started again for one that was not.
 const slack = 3 * time.Second
 
 // commitOffline puts back what the overlays of a QEMU that ended hold. The machine's definition names the base: where
@@ -344,11 +345,7 @@ func (m *machine) checkOffline(s *hypervisor.Step, o overlay) error {
 		return err
 	}
 	// Until the commit begins nobody but us could have written to the base.
-	limit := s.Done
-	if limit == nil && s.Begun != nil {
-		t := s.Begun.Add(commandPatience)
-		limit = &t
-	}
+	limit := cmp.Or(s.Done, s.Begun)
 	if s.Args["committing"] == "" && limit != nil && st.ModTime().After(limit.Add(slack)) {
 		return fmt.Errorf("%s was written to at %s, after %s took over: the machine was started without the latter, and there are two histories. "+
 			"to keep what %[1]s holds, remove %[3]s; to keep what that holds, put the former back as it was then (a clone will do) "+
