@@ -12,11 +12,13 @@ import (
 )
 
 // MakePoint is a command for scripts of commands that work on repositories: mkpoint REPO MACHINE TIME IMAGE... makes a
-// point that shows the images at that time. --config FILE takes a file of the machine's configuration along.
+// point that shows the images at that time. --config FILE takes a file of the machine's configuration along;
+// --all-blocks leaves out nothing.
 func MakePoint() {
 	c := cli.New("mkpoint", "")
 	var in cli.Input
 	in.Register(c.Flags)
+	all := c.Flags.Bool("all-blocks", false, "")
 	config := c.Flags.String("config", "", "")
 	c.Run = func(ctx context.Context, t *cli.Term, args []string) error {
 		s, err := repo.OpenStore(ctx, args[0], true)
@@ -40,7 +42,7 @@ func MakePoint() {
 		if *config != "" {
 			m.Files = []repo.ConfigFile{{Path: *config, Role: mapfile.RoleConfig}}
 		}
-		_, err = repo.Backup(ctx, s, m, repo.Options{Sample: 0.01, Verify: "none", Compression: "zstd", Tool: "test", Warn: t.Warn})
+		_, err = repo.Backup(ctx, s, m, repo.Options{AllBlocks: *all, Sample: 0.01, Verify: "none", Compression: "zstd", Tool: "test", Warn: t.Warn})
 		return err
 	}
 	os.Exit(c.Exec(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
