@@ -77,7 +77,7 @@ func Copy(ctx context.Context, w io.Writer, d Disk, workers int) (int64, error) 
 
 // plan cuts the disk into chunks, and hands those that must be read to the workers and all of them to the writer.
 func plan(ctx context.Context, d Disk, free <-chan *chunk, work, order chan<- *chunk) error {
-	var holes holes
+	var holes Holes
 	for off, size := int64(0), d.Size(); off < size; {
 		var c *chunk
 		select {
@@ -92,7 +92,7 @@ func plan(ctx context.Context, d Disk, free <-chan *chunk, work, order chan<- *c
 		if c.zero {
 			c.n = e.Len
 		} else if e.Kind == Data && e.Len >= c.n {
-			if n := min(holes.at(e.File, e.Off), e.Len); n >= c.n {
+			if n := min(holes.At(e.File, e.Off), e.Len); n >= c.n {
 				c.zero, c.n = true, n
 			}
 		}
@@ -139,14 +139,15 @@ func (c *chunk) write(ctx context.Context, w io.Writer) (int64, error) {
 	return written, nil
 }
 
-// holes remembers the stretch of a host file that was asked about last.
-type holes struct {
+// Holes tells holes of host files, which read as zeros whatever an image calls them. It remembers the stretch that was asked
+// about last; one goroutine uses it.
+type Holes struct {
 	file *File
 	stretch
 }
 
-// at tells how many bytes of a hole lie at off; 0 where there is none, or none can be told.
-func (h *holes) at(f *File, off int64) int64 {
+// At tells how many bytes of a hole lie at off of f; 0 where there is none, or none can be told.
+func (h *Holes) At(f *File, off int64) int64 {
 	if h.file != f || off < h.start || off >= h.end {
 		s, ok := f.ReaderAt.(Sparse)
 		if !ok {

@@ -16,6 +16,7 @@ import (
 
 	"vmkit/cmd/internal/cli"
 	"vmkit/cmd/internal/repo"
+	"vmkit/formats"
 	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
 )
@@ -106,8 +107,13 @@ func (o *options) engine(t *cli.Term) (repo.Options, error) {
 	case o.chain < 0:
 		return e, cli.Usagef("--chain is the number of points in a chain, or 0 for any")
 	}
-	if e.Sample, err = share(o.sample); err != nil {
+	if e.Sample, err = cli.Share(o.sample); err != nil {
 		return e, cli.Usagef("--sample: %w", err)
+	}
+	if o.ranges != "" {
+		if e.Ranges, err = readRanges(t, o.ranges); err != nil {
+			return e, fmt.Errorf("--changed-ranges %s: %w", o.ranges, err)
+		}
 	}
 	if e.Cluster, err = clusterSize(o.cluster); err != nil {
 		return e, cli.Usagef("--cluster: %w", err)
@@ -115,17 +121,13 @@ func (o *options) engine(t *cli.Term) (repo.Options, error) {
 	return e, nil
 }
 
-// share reads a share such as 1% or 0.01.
-func share(s string) (float64, error) {
-	number, percent := strings.CutSuffix(s, "%")
-	f, err := strconv.ParseFloat(number, 64)
-	if percent {
-		f /= 100
+func readRanges(t *cli.Term, name string) (*repo.ChangedRanges, error) {
+	in, err := t.Input(name)
+	if err != nil {
+		return nil, err
 	}
-	if err != nil || !(f >= 0 && f <= 1) {
-		return 0, fmt.Errorf("%q is no share like 1%% or 0.01", s)
-	}
-	return f, nil
+	defer in.Close()
+	return repo.ReadRanges(in)
 }
 
 // clusterSize reads a size such as 64K; 0 for none.
@@ -239,6 +241,13 @@ func (o *options) backup(ctx context.Context, t *cli.Term, s repo.Store, m *mach
 	in := &repo.Machine{
 		Name: m.name, Images: images.List, Disks: m.disks, Build: images.Map, At: at, Clone: m.clone, Raw: m.raw, VM: m.vm,
 		Config: fsmap.Config{Problem: t.Problem, Note: func(where, note string) { t.Warn("%s: %s", where, note) }},
+	}
+	in.Open = func(name string) (*formats.Image, func(), error) {
+		old, err := o.input.Open(t, []string{name})
+		if err != nil {
+			return nil, nil, err
+		}
+		return old.List[0], func() { old.Close() }, nil
 	}
 	if m.clone != nil {
 		for _, f := range m.clone.Files {

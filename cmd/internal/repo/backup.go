@@ -15,10 +15,12 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"vmkit/formats"
 	"vmkit/formats/codec"
+	"vmkit/formats/ondisk"
 	"vmkit/formats/qcow2"
 	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
@@ -52,6 +54,8 @@ type Machine struct {
 	Disks  []string         // their names, or nil
 	// Build makes the map of the images.
 	Build func(context.Context, fsmap.Config, *mapfile.Writer) (fsmap.Summary, error)
+	// Open opens another image, the parent's source, in the same way as these; nil: that isn't wanted.
+	Open func(name string) (*formats.Image, func(), error)
 	// Config is what goes into the map's making besides: what is told of problems and notes.
 	Config fsmap.Config
 	At     time.Time // the instant that the images show
@@ -73,7 +77,7 @@ type maker struct {
 	chain   []*Point // the parent's, the parent last; empty for a full point
 	survey  survey
 	mapFile StoredFile
-	names   []string // of files that were written, the map first
+	names   []string // of files that were written
 	// fallback says why no point is built upon, though there is one.
 	fallback string
 }
@@ -164,11 +168,8 @@ func (b *maker) make(ctx context.Context, points []*Point) error {
 	err := b.disks(ctx)
 	if x := (*wrongParent)(nil); errors.As(err, &x) && !b.Incremental {
 		b.Warn("%s: a full point is made: %v", b.m.Name, x)
-		b.fallback, b.chain = x.Error(), nil
-		if err = b.s.Remove(ctx, b.names[1:]...); err == nil { // all but the map
-			b.names = b.names[:1]
-			err = b.disks(ctx)
-		}
+		b.chain = nil
+		err = b.again(ctx, x.Error())
 	}
 	if err != nil {
 		return err
@@ -176,12 +177,41 @@ func (b *maker) make(ctx context.Context, points []*Point) error {
 	if err := b.config(ctx); err != nil {
 		return err
 	}
-	return b.readBack(ctx)
+	err = b.readBack(ctx)
+	if x := (*differs)(nil); errors.As(err, &x) && b.hinted() {
+		b.Warn("%s: everything is read: %v", b.m.Name, err)
+		b.Reread = true
+		if err = b.again(ctx, err.Error()); err == nil {
+			err = b.readBack(ctx)
+		}
+	}
+	return err
+}
+
+// hinted tells whether a disk's changes were taken from somewhere.
+func (b *maker) hinted() bool {
+	return slices.ContainsFunc(b.p.Disks, func(d Disk) bool { return d.Changes != changesFull && d.Changes != changesReread })
+}
+
+// again writes the images anew, for a reason.
+func (b *maker) again(ctx context.Context, why string) error {
+	b.fallback = why
+	images := slices.DeleteFunc(slices.Clone(b.names), func(name string) bool {
+		return !strings.HasSuffix(name, imageEnd) && !strings.HasSuffix(name, sumsEnd)
+	})
+	b.names = slices.DeleteFunc(b.names, func(name string) bool { return slices.Contains(images, name) })
+	if err := b.s.Remove(ctx, images...); err != nil {
+		return err
+	}
+	return b.disks(ctx)
 }
 
 // disks writes the images of all disks.
 func (b *maker) disks(ctx context.Context) error {
 	b.p.Parent, b.p.Totals = "", Totals{}
+	for _, f := range b.p.Config {
+		b.p.Stored += f.Size
+	}
 	if len(b.chain) > 0 {
 		b.p.Parent = b.chain[len(b.chain)-1].Name
 	}
@@ -318,16 +348,18 @@ func (b *maker) disk(ctx context.Context, n int) error {
 	}
 	d.Map = b.mapFile
 	var hint *ranges
-	if d.Changes = "full"; len(b.chain) > 0 {
-		if hint, d.Changes = b.changes(n); b.Reread || b.survey.parent == nil {
-			hint, d.Changes = nil, "reread"
-		}
+	switch d.Changes = changesFull; {
+	case len(b.chain) == 0:
+	case b.Reread || b.survey.parent == nil:
+		d.Changes = changesReread
+	default:
+		hint, d.Changes = b.changes(n)
 	}
 	err := b.image(ctx, n, hint)
 	if l := (*lie)(nil); errors.As(err, &l) {
 		d.Fallback = fmt.Sprintf("%s: %v", d.Changes, l)
 		b.Warn("%s: %s: everything is read: %s", b.m.Name, d.Name, d.Fallback)
-		d.Changes = "reread"
+		d.Changes = changesReread
 		err = b.image(ctx, n, nil)
 	}
 	return err
@@ -338,6 +370,17 @@ type wrongParent struct{ err error }
 
 func (w *wrongParent) Error() string { return "the point before can't be built upon: " + w.err.Error() }
 func (w *wrongParent) Unwrap() error { return w.err }
+
+// notParent makes of an error with the parent's files, where it says that they are not what they should be, one that says
+// that nothing can be built upon them.
+func notParent(err error) error {
+	for _, kind := range []error{ErrNotExist, ondisk.ErrCorrupt, ondisk.ErrTruncated, ondisk.ErrUnsupported} {
+		if errors.Is(err, kind) {
+			return &wrongParent{err}
+		}
+	}
+	return err
+}
 
 // image writes the image of disk n. hint is nil where all is read.
 func (b *maker) image(ctx context.Context, n int, hint *ranges) error {
@@ -361,7 +404,7 @@ func (b *maker) image(ctx context.Context, n int, hint *ranges) error {
 		layout.Backing, layout.BackingFormat = last.Disks[n].Image.Name, qcow2.Format.Name
 		a, err := OpenAccount(ctx, b.s, b.chain, n)
 		if err != nil {
-			return &wrongParent{err}
+			return notParent(err)
 		}
 		defer a.Close()
 		r.parent, r.was = a, NewTree()

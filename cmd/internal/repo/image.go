@@ -42,6 +42,7 @@ type imageRun struct {
 	used, read, sampled, leftOut, held int64
 
 	progress func(int64)
+	holes    formats.Holes
 	next     int64 // clusters until the next one of the sample
 }
 
@@ -156,7 +157,7 @@ func (r *imageRun) plan(do func(step) error) error {
 		if r.parent != nil {
 			var err error
 			if s.was, err = r.parent.At(i, s.n); err != nil {
-				return err
+				return notParent(err)
 			}
 			s.n = s.was.N
 		}
@@ -172,7 +173,7 @@ func (r *imageRun) plan(do func(step) error) error {
 		}
 	}
 	if r.parent != nil {
-		return r.parent.Finish()
+		return notParent(r.parent.Finish())
 	}
 	return nil
 }
@@ -228,10 +229,18 @@ func (r *imageRun) look(s *step) error {
 	var zeros int64
 	for left := r.bytesOf(s.i, s.n); zeros < left; {
 		e, err := r.src.ExtentAt(off+zeros, left-zeros)
-		if err != nil || e.Kind != formats.Zero {
+		if err != nil {
 			break
 		}
-		zeros += e.Len
+		n := e.Len
+		if e.Kind == formats.Data {
+			n = min(r.holes.At(e.File, e.Off), n)
+		} else if e.Kind != formats.Zero {
+			break
+		}
+		if zeros += n; n == 0 {
+			break
+		}
 	}
 	if zeros < r.bytesOf(s.i, 1) {
 		s.kind, s.n = fetch, 1

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -55,7 +56,7 @@ func Machines(ctx context.Context, s Store) ([]string, error) {
 	return slices.Compact(list), err
 }
 
-// Points gives a machine's points, hidden ones too, oldest first: by the instant that they show, then by name. Where
+// Points gives a machine's points, hidden ones too, oldest first: by the instant that they show, then by that of their making. Where
 // some can't be read, it gives the others with the error.
 func Points(ctx context.Context, s Store, machine string) ([]*Point, error) {
 	if err := ValidMachine(machine); err != nil {
@@ -84,7 +85,7 @@ func Points(ctx context.Context, s Store, machine string) ([]*Point, error) {
 		}
 		list = append(list, p)
 	}
-	slices.SortStableFunc(list, func(a, b *Point) int { return a.At.Compare(b.At) })
+	slices.SortStableFunc(list, func(a, b *Point) int { return cmp.Or(a.At.Compare(b.At), a.Made.Compare(b.Made)) })
 	return list, errors.Join(errs...)
 }
 
@@ -148,6 +149,17 @@ func (p *Point) Files() []StoredFile {
 	}
 	for _, f := range p.Config {
 		add(f)
+	}
+	return list
+}
+
+// Maps gives the maps of the point's disks, each once.
+func (p *Point) Maps() (list []StoredFile) {
+	for i := range p.Disks {
+		f := p.Disks[i].Map
+		if f.Name != "" && !slices.ContainsFunc(list, func(x StoredFile) bool { return x.Name == f.Name }) {
+			list = append(list, f)
+		}
 	}
 	return list
 }

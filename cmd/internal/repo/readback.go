@@ -67,6 +67,17 @@ func (b *maker) readBack(ctx context.Context) error {
 	return nil
 }
 
+// differs says that the repository has not what the source has.
+type differs struct {
+	path  string
+	image int
+	off   int64
+}
+
+func (d *differs) Error() string {
+	return fmt.Sprintf("%s: what the repository has around byte %d of disk %d is not what the source has", d.path, d.off, d.image)
+}
+
 type readBack struct {
 	b       *maker
 	images  []*formats.Image
@@ -166,7 +177,7 @@ func (v *readBack) compare(volume int, name string, list []mapfile.Extent) error
 				}
 			}
 			if !bytes.Equal(v.in[:n], v.out[:n]) {
-				return fmt.Errorf("%s: what the repository has at byte %d of disk %d is not what the source has", name, x.Disk+at, image)
+				return &differs{name, image, x.Disk + at}
 			}
 			v.bytes += n
 		}
