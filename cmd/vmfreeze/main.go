@@ -34,7 +34,7 @@ the reader of its pipe is done, COMMAND ends, or a time is up. Then the machine 
 it was found. The pipe is the lease: who reads the records lets go by closing it.
 
 A TARGET is qmp:SOCKET, libvirt:[URI/]NAME, vmx:PATH, esx:URL/NAME, vbox:NAME,
-files:PATH... (a machine that is off), or a bare name, looked up in all that answer.
+files:PATH[,PATH]... (a machine that is off), or a bare name, looked up in all that answer.
 
   -m, --mode MODE        snapshot (an overlay takes the writes, the machine runs on),
                          pause (it is stopped while its files are cloned by reflink),

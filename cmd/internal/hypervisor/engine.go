@@ -61,7 +61,7 @@ func (f *Freeze) claim(ctx context.Context) (err error) {
 			continue
 		}
 		f.engine.Warn("%s: %s of %s left it frozen: taking that back first", f.VM.Name, j.Tool, j.Begun.Format(time.RFC3339))
-		f.Machine = f.engine.takeBack(ctx, f.Machine, j)
+		f.Machine, _ = f.engine.takeBack(ctx, f.Machine, j)
 		f.Recovered = append(f.Recovered, recovered(j))
 		if !j.Ended {
 			errs = append(errs, fmt.Errorf("%s: %s", f.VM.Name, j.Released.Error))
@@ -213,11 +213,13 @@ func (f *Freeze) Close() error {
 // tries is how often letting a machine go is tried.
 const tries = 4
 
-// insist takes back what a journal holds, more than once where the machine still stands still.
+// insist takes back what a journal holds, more than once where the machine still stands still, or somebody else is in
+// the way: QEMU may not have noticed yet that its last client died.
 func (e *Engine) insist(ctx context.Context, m Machine, j *Journal) Machine {
 	for try := 1; ; try++ {
-		m = e.takeBack(ctx, m, j)
-		if !j.stands() || try == tries {
+		var err error
+		m, err = e.takeBack(ctx, m, j)
+		if !j.stands() && !errors.Is(err, ErrBusy) || try == tries {
 			return m
 		}
 		time.Sleep(time.Duration(try) * time.Second)
@@ -226,8 +228,8 @@ func (e *Engine) insist(ctx context.Context, m Machine, j *Journal) Machine {
 
 // takeBack undoes what the journal says was begun, the last first, and writes the outcome into the journal. A step that
 // can't be undone keeps those before it, but for the ones that hold the machine up: these are tried whatever happens.
-// It gives the machine, which may have been opened anew.
-func (e *Engine) takeBack(ctx context.Context, m Machine, j *Journal) Machine {
+// It gives the machine, which may have been opened anew, and the error that the outcome tells.
+func (e *Engine) takeBack(ctx context.Context, m Machine, j *Journal) (Machine, error) {
 	at := stamp()
 	if j.Released != nil && j.Released.At != nil {
 		at = j.Released.At
@@ -266,12 +268,13 @@ func (e *Engine) takeBack(ctx context.Context, m Machine, j *Journal) Machine {
 	for i := range j.Steps {
 		j.Steps[i].tell(rel)
 	}
-	if err := errors.Join(errs...); err != nil {
+	err := errors.Join(errs...)
+	if err != nil {
 		rel.Error, rel.Spoiled = err.Error(), errors.Is(err, ErrSpoiled)
 	}
 	j.Released = rel
 	e.save(j)
-	return m
+	return m, err
 }
 
 // undo takes one step back.

@@ -16,7 +16,7 @@ import (
 
 const (
 	// agentPatience bounds one answer of the guest's agent.
-	agentPatience = 10 * time.Second
+	agentPatience = 5 * time.Second
 	// freezePatience bounds freezing and thawing: the guest writes back what it holds in memory first.
 	freezePatience = 2 * time.Minute
 	// agentPort is the name of the agent's serial port in the guest.
@@ -154,8 +154,8 @@ func ping(ctx context.Context, socket string) error {
 }
 
 // freezeGuest freezes the guest's file systems, unless somebody else has.
-func freezeGuest(ctx context.Context, socket string) error {
-	a, err := dialAgent(ctx, socket)
+func freezeGuest(ctx context.Context, s *hypervisor.Step) error {
+	a, err := dialAgent(ctx, s.Args["agent"])
 	if err != nil {
 		return err
 	}
@@ -164,6 +164,7 @@ func freezeGuest(ctx context.Context, socket string) error {
 	case err != nil:
 		return err
 	case status != "thawed":
+		s.Keep("found", status)
 		return fmt.Errorf("the guest's file systems are %s already", status)
 	}
 	var n int
@@ -176,9 +177,12 @@ func freezeGuest(ctx context.Context, socket string) error {
 	return nil
 }
 
-// thawGuest thaws the guest's file systems, if they are frozen.
-func thawGuest(ctx context.Context, socket string) error {
-	a, err := dialAgent(ctx, socket)
+// thawGuest thaws the guest's file systems, if they are frozen by us.
+func thawGuest(ctx context.Context, s *hypervisor.Step) error {
+	if s.Args["found"] != "" {
+		return nil
+	}
+	a, err := dialAgent(ctx, s.Args["agent"])
 	if err != nil {
 		return err
 	}

@@ -74,6 +74,9 @@ func dial(ctx context.Context, path string) (*client, error) {
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) {
 			return nil, fmt.Errorf("%w: no QEMU listens at %s", hypervisor.ErrUnavailable, path)
 		}
+		if errors.Is(err, syscall.EAGAIN) {
+			return nil, fmt.Errorf("%w: a client is connected to QEMU's socket, and others wait for it: %s", hypervisor.ErrBusy, path)
+		}
 		return nil, err
 	}
 	c := &client{

@@ -197,7 +197,7 @@ func (m *machine) planSnapshot(ctx context.Context, r hypervisor.Request, id map
 func (m *machine) Do(ctx context.Context, s *hypervisor.Step) error {
 	switch s.Op {
 	case opFsfreeze:
-		return freezeGuest(ctx, s.Args["agent"])
+		return freezeGuest(ctx, s)
 	case opStop:
 		return m.stop(ctx)
 	case opWatch:
@@ -244,7 +244,7 @@ func (m *machine) Undo(ctx context.Context, s *hypervisor.Step) error {
 	}
 	switch s.Op {
 	case opFsfreeze:
-		return thawGuest(ctx, s.Args["agent"])
+		return thawGuest(ctx, s)
 	case opStop:
 		return m.cont(ctx)
 	case opWatch:
