@@ -172,6 +172,12 @@ func parseNodes(text string) (tree map[string]any, err error) {
 	return tree, err
 }
 
+// localDrivers are QEMU's drivers of formats, and of files that have a name. Others reach what the clone has no copy of.
+var localDrivers = []string{
+	"file", "host_device", "host_cdrom", "raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels", "dmg", "cloop", "bochs", "luks",
+	"null-co", "null-aio", "throttle", "copy-on-read", "compress", "preallocate",
+}
+
 // renameNodes renames the files in a description of block nodes. It gives the names of those that are not part
 // of the clone.
 func (c *Clone) renameNodes(tree map[string]any, of *item, name func(*item) string) (others []string) {
@@ -180,13 +186,15 @@ func (c *Clone) renameNodes(tree map[string]any, of *item, name func(*item) stri
 		case map[string]any:
 			others = append(others, c.renameNodes(v, of, name)...)
 		case string:
-			if key != "filename" && !strings.HasSuffix(key, ".filename") {
-				continue
-			}
-			if it := c.findNode(of, v); it != nil {
-				tree[key] = name(it)
-			} else {
-				others = append(others, v)
+			switch part := key[strings.LastIndexByte(key, '.')+1:]; {
+			case part == "driver" && !slices.Contains(localDrivers, v):
+				others = append(others, v+":")
+			case part == "filename":
+				if it := c.findNode(of, v); it != nil {
+					tree[key] = name(it)
+				} else {
+					others = append(others, v)
+				}
 			}
 		}
 	}

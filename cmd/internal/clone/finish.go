@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/domain"
 	"vmkit/fsmap/mapfile"
 )
@@ -250,70 +248,4 @@ func (c *Clone) make(name, role string, b []byte, mode os.FileMode) error {
 	err = errors.Join(err, f.Sync(), f.Close())
 	c.made = append(c.made, mapfile.CloneFile{Path: name, Role: role, Method: made, Size: int64(len(b))})
 	return err
-}
-
-const (
-	// releaseWait bounds the wait for the end of a release: writes of hours may have to be put back into the disks.
-	releaseWait = 10 * time.Minute
-	// deadWait is how long a release may have no process that works on it.
-	deadWait = 5 * time.Second
-	// releasePoll is how often the journal is looked at.
-	releasePoll = 20 * time.Millisecond
-)
-
-// released tells what the journal says of the release, once it is over. What was read after it began is no clone.
-func (c *Clone) released(ctx context.Context) (*mapfile.Released, error) {
-	path := c.vm.Journal
-	if path == "" {
-		return nil, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, releaseWait)
-	defer cancel()
-	var r *mapfile.Released
-	var err error
-	seen := time.Now()
-	for wait := time.Millisecond; ; wait = min(2*wait, releasePoll) {
-		if r, err = hypervisor.ReadJournal(path); err != nil || r != nil {
-			break
-		}
-		if working(path) {
-			seen = time.Now()
-		}
-		if time.Since(seen) > deadWait {
-			err = errors.New("vmfreeze and its guard ended without letting the machine go: run vmfreeze --recover")
-			break
-		}
-		select {
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		case <-time.After(wait):
-			continue
-		}
-		break
-	}
-	switch {
-	case errors.Is(err, context.Canceled):
-		return nil, err
-	case errors.Is(err, context.DeadlineExceeded):
-		err = fmt.Errorf("not over after %v", releaseWait)
-	case err == nil && r.At != nil && r.At.Before(c.read):
-		return nil, fmt.Errorf("%w: its release began at %s, and the last byte was read at %s",
-			ErrReleased, r.At.Format(time.RFC3339Nano), c.read.UTC().Format(time.RFC3339Nano))
-	case err == nil && r.Error != "":
-		err = errors.New(r.Error)
-	}
-	if err != nil {
-		c.problem("", "the machine's release: %v", err)
-	}
-	return r, nil
-}
-
-// working tells whether a process that the journal names is still there to let the machine go.
-func working(path string) bool {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return false
-	}
-	var j hypervisor.Journal
-	return json.Unmarshal(b, &j) == nil && (j.Owner.Alive() || j.Guard != nil && j.Guard.Alive())
 }

@@ -231,9 +231,12 @@ func (r *command) image(p *props, drive bool) error {
 		others = r.c.renameNodes(p.tree, nil, local)
 	}
 	for i, kv := range p.list {
-		switch text, isJSON := strings.CutPrefix(kv.value, "json:"); {
-		case kv.key != "file" && kv.key != "filename" && !strings.HasSuffix(kv.key, ".filename"):
-		case kv.key == "file" && !drive, kv.value == "":
+		part := kv.key[strings.LastIndexByte(kv.key, '.')+1:]
+		text, isJSON := strings.CutPrefix(kv.value, "json:")
+		switch {
+		case (part == "driver" || i == 0 && part == "") && !slices.Contains(localDrivers, kv.value):
+			others = append(others, kv.value+":")
+		case part != "filename" && (kv.key != "file" || !drive), kv.value == "":
 		case isJSON:
 			tree, err := parseNodes(text)
 			if err != nil {
@@ -282,6 +285,7 @@ func (r *command) device(p *props) bool {
 func (r *command) object(p *props) bool {
 	switch kind := p.get("qom-type"); {
 	case kind == "memory-backend-file":
+		r.c.note("memory of the machine that lies in a file is ordinary memory in the clone")
 		p.set("qom-type", "memory-backend-ram")
 		for _, key := range []string{"mem-path", "share", "pmem", "align", "discard-data", "readonly"} {
 			p.delete(key)

@@ -91,12 +91,13 @@ func TestCommand(t *testing.T) {
 	}
 	for in, want := range map[string]string{
 		"-drive|file=/other.raw": "is written to", "-hda|/other.raw": "is written to", "other.raw": "is written to", "-readconfig|x": "in a file",
-		`-blockdev|{"driver":"file","filename":"/other.raw"}`: "is written to", `-drive|file=json:{"driver":"nbd"`: "JSON", "-drive": "no argument", "-blockdev|{": "EOF",
+		`-blockdev|{"driver":"file","filename":"/other.raw"}`: "is written to", `-drive|file=json:{"driver":"nbd"`: "EOF", `-blockdev|{"driver":"raw","file":{"driver":"nbd","server":{"host":"x"}}}`: "nbd:",
+		"-drive|file=nbd:x:1": "nbd:x:1", "-blockdev|driver=rbd,pool=p": "rbd:", "-blockdev|vvfat,dir=/x": "vvfat:", "-drive|file.driver=ssh,file.path=/x": "ssh:", "-drive": "no argument", "-blockdev|{": "EOF",
 	} {
 		m := machine(t, "m", dir+"/d.qcow2|disk|raw")
 		m.VM.Dir, m.VM.Command = dir, append([]string{"./qemu"}, strings.Split(in, "|")...)
 		r, problems, err := tryClone(t, m, Options{Name: "n"})
-		if err != nil || len(problems) != 1 || !strings.Contains(problems[0].Error, want) && want != "JSON" {
+		if err != nil || len(problems) != 1 || !strings.Contains(problems[0].Error, want) {
 			t.Errorf("%s: %v, %v", in, problems, err)
 			continue
 		}

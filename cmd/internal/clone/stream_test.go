@@ -155,8 +155,8 @@ func TestNoLease(t *testing.T) {
 	}
 }
 
-// journal writes a journal as vmfreeze does.
-func journal(t *testing.T, path string, j hypervisor.Journal) {
+// writeJournal writes a journal as vmfreeze does.
+func writeJournal(t *testing.T, path string, j hypervisor.Journal) {
 	t.Helper()
 	j.Version, j.VM = 1, &mapfile.VM{Name: "m"}
 	b, err := json.Marshal(j)
@@ -189,9 +189,9 @@ func TestReleased(t *testing.T) {
 
 	// The release goes on for a while.
 	c := start("good")
-	journal(t, "journal", hypervisor.Journal{Owner: me})
+	writeJournal(t, "journal", hypervisor.Journal{Owner: me})
 	time.AfterFunc(50*time.Millisecond, func() {
-		journal(t, "journal", hypervisor.Journal{Owner: me, Ended: true, Released: &mapfile.Released{At: &later, PauseNS: 7, Resumed: true, By: "vmfreeze"}})
+		writeJournal(t, "journal", hypervisor.Journal{Owner: me, Ended: true, Released: &mapfile.Released{At: &later, PauseNS: 7, Resumed: true, By: "vmfreeze"}})
 	})
 	r, problems, err := c.Finish(t.Context())
 	if err != nil || len(problems) > 0 || r.Released == nil || r.Released.PauseNS != 7 || !r.Released.Resumed {
@@ -199,14 +199,14 @@ func TestReleased(t *testing.T) {
 	}
 
 	// It failed: the clone counts, and so does the failure.
-	journal(t, "journal", hypervisor.Journal{Owner: me, Released: &mapfile.Released{At: &later, Error: "commit: no room"}})
+	writeJournal(t, "journal", hypervisor.Journal{Owner: me, Released: &mapfile.Released{At: &later, Error: "commit: no room"}})
 	if r, problems, err := start("failed").Finish(t.Context()); err != nil || len(problems) != 1 || r.Released.Error != "commit: no room" {
 		t.Errorf("%+v, %v, %v", r, problems, err)
 	}
 
 	// It began before all was read, which the pipe did not tell in time.
 	early := time.Now().Add(-time.Hour)
-	journal(t, "journal", hypervisor.Journal{Owner: me, Ended: true, Released: &mapfile.Released{At: &early}})
+	writeJournal(t, "journal", hypervisor.Journal{Owner: me, Ended: true, Released: &mapfile.Released{At: &early}})
 	if _, _, err := start("early").Finish(t.Context()); !errors.Is(err, ErrReleased) {
 		t.Errorf("released early: %v", err)
 	}
