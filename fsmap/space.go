@@ -1,6 +1,8 @@
 package fsmap
 
 import (
+	"math/bits"
+
 	"vmkit/formats"
 	"vmkit/fsmap/mapfile"
 	"vmkit/partition"
@@ -92,4 +94,57 @@ func plainly(i int, list []partition.Volume, depth int) bool {
 		}
 	}
 	return v.In < 0 || plainly(v.In, list, depth+1)
+}
+
+// Stretches joins stretches that come in order, for a Freer's yield.
+type Stretches struct {
+	Yield      func(off, n int64) bool
+	start, end int64
+	stopped    bool
+}
+
+// Add takes the next stretch, and tells whether any more are wanted.
+func (s *Stretches) Add(off, n int64) bool {
+	if off != s.end || s.start == s.end {
+		if !s.End() {
+			return false
+		}
+		s.start = off
+	}
+	s.end = off + n
+	return true
+}
+
+// Zeros takes what the zeros among the first n bits of b stand for, the lowest bit of a byte first: 1<<shift bytes each,
+// from off on.
+func (s *Stretches) Zeros(b []byte, n, off int64, shift uint) bool {
+	for i := int64(0); i < n; {
+		x := ^b[i/8] >> (i % 8)
+		if x == 0 {
+			i += 8 - i%8
+			continue
+		}
+		i += int64(bits.TrailingZeros8(x))
+		from := i
+		for i < n && b[i/8]>>(i%8)&1 == 0 {
+			if i%8 == 0 && b[i/8] == 0 {
+				i += 8
+			} else {
+				i++
+			}
+		}
+		if i = min(i, n); from < i && !s.Add(off+from<<shift, (i-from)<<shift) {
+			return false
+		}
+	}
+	return true
+}
+
+// End gives the last stretch.
+func (s *Stretches) End() bool {
+	if s.start < s.end && !s.stopped {
+		s.stopped = !s.Yield(s.start, s.end-s.start)
+	}
+	s.start, s.end = 0, 0
+	return !s.stopped
 }

@@ -31,8 +31,10 @@ const rootID = 1
 // volume is an opened exFAT.
 type volume struct {
 	dos.Heap
-	root uint32 // first cluster of the root directory
-	inf  fsmap.Info
+	root   uint32 // first cluster of the root directory
+	active uint16 // flagSecondFAT, where the second table and bitmap count
+	dirty  bool
+	inf    fsmap.Info
 }
 
 func open(r io.ReaderAt, size int64, _ fsmap.Options) (fsmap.FS, error) {
@@ -40,7 +42,7 @@ func open(r io.ReaderAt, size int64, _ fsmap.Options) (fsmap.FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &volume{root: s.RootCluster}
+	v := &volume{root: s.RootCluster, active: s.Flags & flagSecondFAT, dirty: s.Flags&flagDirty != 0}
 	v.Meta = ondisk.NewCache(r, size, cachePage, cacheBytes)
 	v.Table = int64(s.FATOffset) << s.SectorShift
 	if s.Flags&flagSecondFAT != 0 {
@@ -64,12 +66,12 @@ func open(r io.ReaderAt, size int64, _ fsmap.Options) (fsmap.FS, error) {
 	if s.Flags&flagMediaFailure != 0 {
 		note("errors were met on its medium: its media failure flag is set")
 	}
-	v.readRoot(s.Flags&flagSecondFAT, note)
+	v.readRoot(note)
 	return v, nil
 }
 
 // readRoot takes from the root directory what describes the volume. What can't be read there ReadDir will tell.
-func (v *volume) readRoot(active uint16, note func(string, ...any)) {
+func (v *volume) readRoot(note func(string, ...any)) {
 	var bitmap, upcase bool
 	_ = v.Slots(v.rootDir(), func(b []byte, _ int64) bool {
 		for ; len(b) >= dos.SlotLen; b = b[dos.SlotLen:] {
@@ -77,7 +79,7 @@ func (v *volume) readRoot(active uint16, note func(string, ...any)) {
 			case typeEnd:
 				return false
 			case typeBitmap:
-				if uint16(e[bitmapFlags])&flagSecondFAT == active {
+				if uint16(e[bitmapFlags])&flagSecondFAT == v.active {
 					bitmap = true
 					v.countUsed(e, note)
 				}

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 
 	"vmkit/formats/ondisk"
+	"vmkit/fsmap"
 )
 
 // Free implements fsmap.Freer by the block bitmaps. ("Block and Inode Bitmaps")
@@ -24,7 +25,7 @@ func (f *fsys) Free(yield func(off, n int64) bool) error {
 		unit <<= f.sb.LogClusterSize - f.sb.LogBlockSize
 	}
 	shift := uint(bits.TrailingZeros64(uint64(unit)))
-	var start, end int64 // the stretch that was found last
+	free := fsmap.Stretches{Yield: yield}
 	var lost uint64
 	var first error
 	used := make([]byte, f.blockSize)
@@ -46,38 +47,11 @@ func (f *fsys) Free(yield func(off, n int64) bool) error {
 			}
 			continue
 		}
-		at := int64(f.groupStart(n)) << f.shift
-		count := f.unitsIn(n, shift)
-		for i := int64(0); i < count; {
-			if used[i/8] == 0xff && i%8 == 0 {
-				i += 8
-				continue
-			}
-			if used[i/8]>>(i%8)&1 != 0 {
-				i++
-				continue
-			}
-			from := i
-			for i < count && used[i/8]>>(i%8)&1 == 0 {
-				if i%8 == 0 && used[i/8] == 0 {
-					i += 8
-				} else {
-					i++
-				}
-			}
-			a, b := at+from<<shift, at+min(i, count)<<shift
-			if a != end {
-				if start < end && !yield(start, end-start) {
-					return nil
-				}
-				start = a
-			}
-			end = b
+		if !free.Zeros(used, f.unitsIn(n, shift), int64(f.groupStart(n))<<f.shift, shift) {
+			return nil
 		}
 	}
-	if start < end {
-		yield(start, end-start)
-	}
+	free.End()
 	if lost > 0 {
 		return fmt.Errorf("%d of %d groups: %w", lost, f.groups, first)
 	}

@@ -123,12 +123,30 @@ var (
 
 const logIncompatKnown = 1 << 0
 
+// B+trees of an allocation group ("Short Format Btrees", struct xfs_btree_sblock); that of free space by block number
+// ("AG Free Space B+trees", struct xfs_alloc_rec).
+const (
+	bnoMagic   = 0x41425442 // "ABTB"
+	bnoMagicV5 = 0x41423342 // "AB3B"
+	sbtLevel   = 4
+	sbtRecords = 6
+	sbtRight   = 12
+	sbtLen     = 16
+	sbtCRC     = 52
+	sbtLenV5   = 56
+	bnoRecLen  = 8 // first block, number of blocks
+	sbtPtrLen  = 4
+	sbtNull    = 1<<32 - 1
+)
+
 // Allocation group headers: the superblock's copy, AGF, AGI and AGFL are the group's first four sectors ("AG Free Space
 // Management", xfs_format.h: struct xfs_agf).
 const (
 	agfMagic     = 0x58414746 // "XAGF"
 	agfSeqNo     = 8
 	agfLength    = 12
+	agfBnoRoot   = 16
+	agfBnoLevel  = 28
 	agfFLCount   = 48
 	agfFreeBlks  = 52
 	agfBTreeBlks = 60

@@ -27,6 +27,7 @@ var errStop = errors.New("stop")
 type fsys struct {
 	*geometry
 	r    io.ReaderAt     // the volume, with what the log would change
+	disk io.ReaderAt     // the volume as it is
 	size int64           // of the volume, whatever the superblock says
 	over *overlay.Volume // nil where nothing was replayed
 	opts fsmap.Options
@@ -47,7 +48,7 @@ func open(r io.ReaderAt, size int64, o fsmap.Options) (fsmap.FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fsys{geometry: g, r: r, size: size, opts: o}
+	f := &fsys{geometry: g, r: r, disk: r, size: size, opts: o}
 	if note != "" {
 		f.info.Notes = append(f.info.Notes, note)
 	}
