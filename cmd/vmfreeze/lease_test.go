@@ -196,13 +196,31 @@ func TestBusy(t *testing.T) {
 	l := newLab(t)
 	r := l.start("", append(stopped, l.target())...)
 	r.records()
-	// The socket has its client: QEMU does not greet a second one.
+	// The socket has its client: QEMU does not greet a second one. Nor does it on its other sockets, which are the test's.
 	second := l.start("", l.target())
 	if status := second.wait2(); status != 4 || !strings.Contains(second.stderr.String(), "busy") {
 		t.Errorf("status %d: %s", status, second.stderr.String())
 	}
+	// A machine may have another socket.
+	second = l.start("", "qmp:"+filepath.Join(l.Dir, l.name+".spare"))
+	if vms, _ := second.records(); len(vms) != 1 || vms[0].StateFound != "paused" {
+		t.Errorf("%+v", vms)
+	}
+	if status := second.done(); status != 0 || l.Status() != "paused" {
+		t.Errorf("status %d: %s", status, second.stderr.String())
+	}
 	if status, got, stderr := l.recovers(""); status != 3 || !strings.Contains(stderr, "another vmfreeze holds it") || len(got) != 0 {
 		t.Errorf("recovery of what is held: status %d, %v, %s", status, got, stderr)
+	}
+	if r.done() != 0 {
+		t.Error(r.stderr.String())
+	}
+	l.sound()
+	r = l.start("", "-m", "snapshot", l.target())
+	r.records()
+	second = l.start("", "qmp:"+filepath.Join(l.Dir, l.name+".spare"))
+	if status := second.wait2(); status != 4 || !strings.Contains(second.stderr.String(), "is an overlay of a vmfreeze") {
+		t.Errorf("status %d: %s", status, second.stderr.String())
 	}
 	if r.done() != 0 {
 		t.Error(r.stderr.String())
@@ -223,6 +241,12 @@ func TestOthersClient(t *testing.T) {
 	if status := r.wait2(); status != 4 || !strings.Contains(r.stderr.String(), "another client is connected") {
 		t.Errorf("status %d: %s", status, r.stderr.String())
 	}
+	// By its name it is found behind a socket that is free.
+	r = l.start("", l.name)
+	if vms, _ := r.records(); len(vms) != 1 || !strings.HasSuffix(vms[0].Target, ".spare") || r.done() != 0 {
+		t.Errorf("%+v %s", vms, r.stderr.String())
+	}
+	l.sound()
 }
 
 // TestStatesFound: a machine that stands still is left so, and somebody else's having it go on is noticed.

@@ -22,9 +22,7 @@ func (l *lab) bothDie() {
 // again starts the machine once more as it was defined.
 func (l *lab) again(args ...string) {
 	l.t.Helper()
-	base := []string{"-M", "none", "-accel", "tcg", "-nodefaults", "-display", "none", "-name", l.name,
-		"-qmp", "unix:" + l.name + ".qmp,server=on,wait=off", "-qmp", "unix:" + l.name + ".control,server=on,wait=off"}
-	l.Run(filepath.Join(l.Dir, l.name+".control"), append(base, args...)...)
+	l.Run(filepath.Join(l.Dir, l.name+".control"), append(qemutest.Args(l.name), args...)...)
 }
 
 // TestQEMUKilled: QEMU died, and everything since the snapshot is in overlays that no command line names.

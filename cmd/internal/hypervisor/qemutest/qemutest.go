@@ -42,9 +42,26 @@ func Start(t testing.TB, dir, name string, args ...string) *QEMU {
 	Need(t)
 	q := &QEMU{Dir: dir, Socket: filepath.Join(dir, name+".qmp"), t: t}
 	control := filepath.Join(dir, name+".control")
-	args = append([]string{"-M", "none", "-accel", "tcg", "-nodefaults", "-display", "none", "-name", name,
-		"-qmp", "unix:" + name + ".qmp,server=on,wait=off", "-qmp", "unix:" + name + ".control,server=on,wait=off"}, args...)
-	q.Run(control, args...)
+	q.Run(control, append(Args(name), args...)...)
+	return q
+}
+
+// Args gives the arguments that Start begins with. There is a third monitor, NAME.spare.
+func Args(name string) []string {
+	args := []string{"-M", "none", "-accel", "tcg", "-nodefaults", "-display", "none", "-name", name}
+	for _, socket := range []string{".qmp", ".control", ".spare"} {
+		args = append(args, "-qmp", "unix:"+name+socket+",server=on,wait=off")
+	}
+	return args
+}
+
+// Custom starts a machine with these arguments alone, which have to make a socket for the program under test and one
+// for this helper.
+func Custom(t testing.TB, dir, socket, control string, args ...string) *QEMU {
+	t.Helper()
+	Need(t)
+	q := &QEMU{Dir: dir, Socket: filepath.Join(dir, socket), t: t}
+	q.Run(filepath.Join(dir, control), args...)
 	return q
 }
 

@@ -24,12 +24,25 @@ type Driver struct{}
 
 func (Driver) Name() string { return "qmp" }
 
-// Open connects to the machine's QMP socket.
+// Open connects to a QMP socket of the machine, of several to the first that nobody else uses.
 func (d Driver) Open(ctx context.Context, target string) (hypervisor.Machine, error) {
-	socket, err := d.socket(target)
+	sockets, err := d.sockets(target)
 	if err != nil {
 		return nil, err
 	}
+	for i, socket := range sockets {
+		m, err := open(ctx, socket)
+		if err == nil {
+			return m, nil
+		}
+		if !errors.Is(err, hypervisor.ErrBusy) || i+1 == len(sockets) {
+			return nil, err
+		}
+	}
+	return nil, hypervisor.ErrNoMachine
+}
+
+func open(ctx context.Context, socket string) (*machine, error) {
 	c, err := dial(ctx, socket)
 	if err != nil {
 		return nil, err
@@ -42,8 +55,8 @@ func (d Driver) Open(ctx context.Context, target string) (hypervisor.Machine, er
 	return m, nil
 }
 
-// socket gives the canonical path of a target's socket.
-func (d Driver) socket(target string) (string, error) {
+// sockets gives the canonical paths of a target's sockets.
+func (d Driver) sockets(target string) ([]string, error) {
 	if !strings.ContainsRune(target, '/') {
 		if _, err := os.Lstat(target); err != nil {
 			return d.named(target)
@@ -51,52 +64,64 @@ func (d Driver) socket(target string) (string, error) {
 	}
 	path, err := filepath.Abs(target)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
 		path = filepath.Join(dir, filepath.Base(path))
 	}
 	if libvirts(path) {
-		return "", fmt.Errorf("%s is libvirt's own: use libvirt:NAME", path)
+		return nil, fmt.Errorf("%s is libvirt's own: use libvirt:NAME", path)
 	}
-	return path, nil
+	return []string{path}, nil
 }
 
 // libvirts tells whether a socket is libvirt's, which must not be used behind its back.
 func libvirts(path string) bool { return strings.Contains(path, "/libvirt/qemu/") }
 
-// named finds the socket of a machine by its name.
-func (d Driver) named(name string) (string, error) {
-	found := ""
+// named finds the sockets of a machine by its name.
+func (d Driver) named(name string) ([]string, error) {
+	var found []string
 	for _, q := range running() {
-		if q.name != name || q.socket == "" {
+		if q.name != name {
 			continue
 		}
-		if found != "" {
-			return "", fmt.Errorf("two QEMUs have this name: %s and %s", found, q.socket)
+		if found != nil {
+			return nil, fmt.Errorf("two QEMUs have this name: %s and %s", found[0], q.sockets[0])
 		}
-		found = q.socket
+		found = q.sockets
 	}
-	if found == "" {
-		return "", fmt.Errorf("%w: no QEMU with a QMP socket has this name", hypervisor.ErrNoMachine)
+	if found == nil {
+		return nil, fmt.Errorf("%w: no QEMU with a QMP socket has this name", hypervisor.ErrNoMachine)
 	}
 	return found, nil
 }
 
-// List gives the QMP sockets of all QEMUs that run.
+// List gives all QEMUs that run and have a QMP socket: by their names, where no other has the same, else by their
+// sockets.
 func (d Driver) List(context.Context) ([]string, error) {
+	all := running()
+	named := map[string]int{}
+	for _, q := range all {
+		named[q.name]++
+	}
 	var list []string
-	for _, q := range running() {
-		if q.socket != "" {
-			list = append(list, q.socket)
+	for _, q := range all {
+		if q.name != "" && named[q.name] == 1 && !strings.Contains(q.name, "/") {
+			list = append(list, q.name)
+		} else {
+			list = append(list, q.sockets[0])
 		}
 	}
 	return list, nil
 }
 
 // process is a QEMU that runs, as its command line tells it.
-type process struct{ name, socket string }
+type process struct {
+	name    string
+	sockets []string
+}
 
+// running gives the QEMUs that have a QMP socket, but for libvirt's.
 func running() []process {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -116,15 +141,19 @@ func running() []process {
 		if err != nil {
 			continue
 		}
-		if socket := qmpSocket(command); socket != "" {
-			m := machine{dir: dir}
+		m := machine{dir: dir}
+		q := process{name: machineName(command)}
+		for _, socket := range qmpSockets(command) {
 			path := m.resolve(socket)
 			if _, err := os.Lstat(path); err == nil && !libvirts(path) {
-				list = append(list, process{machineName(command), path})
+				q.sockets = append(q.sockets, path)
 			}
 		}
+		if q.sockets != nil {
+			list = append(list, q)
+		}
 	}
-	slices.SortFunc(list, func(a, b process) int { return cmp.Compare(a.socket, b.socket) })
+	slices.SortFunc(list, func(a, b process) int { return cmp.Compare(a.sockets[0], b.sockets[0]) })
 	return list
 }
 
@@ -137,11 +166,11 @@ func machineName(command []string) string {
 	return ""
 }
 
-// qmpSocket gives the first unix socket of QMP on a command line.
-func qmpSocket(command []string) string {
+// qmpSockets gives the unix sockets of QMP on a command line.
+func qmpSockets(command []string) (list []string) {
 	for _, option := range append(optionsOf(command, "-qmp"), optionsOf(command, "-qmp-pretty")...) {
 		if _, head := keyOf(option, ""); strings.HasPrefix(head, "unix:") {
-			return strings.TrimPrefix(head, "unix:")
+			list = append(list, strings.TrimPrefix(head, "unix:"))
 		}
 	}
 	for _, mon := range optionsOf(command, "-mon") {
@@ -151,13 +180,13 @@ func qmpSocket(command []string) string {
 			continue
 		}
 		for _, dev := range optionsOf(command, "-chardev") {
-			if have, head := keyOf(dev, "id"); have == id && head == "socket" {
-				path, _ := keyOf(dev, "path")
-				return path
+			path, _ := keyOf(dev, "path")
+			if have, head := keyOf(dev, "id"); have == id && head == "socket" && path != "" {
+				list = append(list, path)
 			}
 		}
 	}
-	return ""
+	return list
 }
 
 // machine is a QEMU that is connected to; of one that is gone, c is nil.

@@ -41,6 +41,9 @@ type overlay struct {
 	Unsafe bool   `json:"no_flush,omitempty"`
 }
 
+// overlayPrefix begins the names of overlays' nodes.
+const overlayPrefix = "vmfreeze-"
+
 // errNoOverlays says why a machine can't be frozen by a snapshot.
 var errNoOverlays = errors.New("no snapshot")
 
@@ -48,6 +51,12 @@ var errNoOverlays = errors.New("no snapshot")
 func (m *machine) Plan(ctx context.Context, vm *mapfile.VM, r hypervisor.Request) (*hypervisor.Plan, error) {
 	if len(m.foreign) > 0 {
 		return nil, errors.New(strings.Join(m.foreign, "; "))
+	}
+	for _, d := range m.disks {
+		if strings.HasPrefix(d.Inserted.Node, overlayPrefix) {
+			return nil, fmt.Errorf("%w: %s is an overlay of a vmfreeze that reached the machine in another way: if it doesn't run any more, "+
+				"use vmfreeze --recover", hypervisor.ErrBusy, d.path)
+		}
 	}
 	id, err := m.args()
 	if err != nil {
@@ -165,7 +174,7 @@ func (m *machine) planSnapshot(ctx context.Context, r hypervisor.Request, id map
 		list = append(list, overlay{
 			Disk: d.name, Base: d.path, Node: d.Inserted.Node, Format: d.Inserted.Image.Format, Size: d.Inserted.Image.Size,
 			Path: filepath.Join(dir, fmt.Sprintf("%s.vmfreeze-%s.%d.qcow2", strings.TrimSuffix(filepath.Base(d.path), filepath.Ext(d.path)), id["run"], n)),
-			Over: fmt.Sprintf("vmfreeze-%s-%d", id["run"], n), Direct: d.Inserted.Cache.Direct, Unsafe: d.Inserted.Cache.NoFlush,
+			Over: fmt.Sprintf("%s%s-%d", overlayPrefix, id["run"], n), Direct: d.Inserted.Cache.Direct, Unsafe: d.Inserted.Cache.NoFlush,
 		})
 	}
 	if len(list) == 0 {
