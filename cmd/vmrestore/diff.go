@@ -34,13 +34,13 @@ func (o *options) printDiff(ctx context.Context, t *cli.Term, s repo.Store, args
 		return err
 	}
 	out := &records{w: t.Stdout, kind: "differences"}
-	err = compare(ctx, s, a, b, mapfile.Patterns{}, func(what string, v *version, how []string) error {
+	err = compare(ctx, s, a, b, mapfile.Patterns{}, func(what string, v *repo.Version, how []string) error {
 		if t.People {
 			_, err := fmt.Fprintf(t.Stdout, "%s %s:%s%s\n", map[string]string{"added": "+", "removed": "-", "changed": "~"}[what],
-				cli.Printable(v.volume), cli.Printable(nameOf(&v.File)), strings.Join(append([]string{""}, how...), "  "))
+				cli.Printable(v.In), cli.Printable(nameOf(&v.File)), strings.Join(append([]string{""}, how...), "  "))
 			return err
 		}
-		return out.write(difference{"difference", what, v.volume, v.Path, v.Stream, v.Kind.String(), v.Size, how})
+		return out.write(difference{"difference", what, v.In, v.Path, v.Stream, v.Kind.String(), v.Size, how})
 	})
 	if err != nil || t.People {
 		return err
@@ -57,20 +57,20 @@ func nameOf(f *mapfile.File) string {
 }
 
 // compare goes through the files of two points side by side.
-func compare(ctx context.Context, s repo.Store, a, b *point, patterns mapfile.Patterns, tell func(what string, v *version, how []string) error) error {
+func compare(ctx context.Context, s repo.Store, a, b *point, patterns mapfile.Patterns, tell func(what string, v *repo.Version, how []string) error) error {
 	c := &comparison{s: s, ctx: ctx}
 	defer c.close()
 	if err := c.open(a, b); err != nil {
 		return err
 	}
-	wa, wb := newWalker(ctx, s, a, patterns), newWalker(ctx, s, b, patterns)
-	defer wa.close()
-	defer wb.close()
-	x, err := wa.next()
+	wa, wb := repo.NewWalker(ctx, s, a.Point, patterns), repo.NewWalker(ctx, s, b.Point, patterns)
+	defer wa.Close()
+	defer wb.Close()
+	x, err := wa.Next()
 	if err != nil {
 		return err
 	}
-	y, err := wb.next()
+	y, err := wb.Next()
 	if err != nil {
 		return err
 	}
@@ -83,21 +83,34 @@ func compare(ctx context.Context, s repo.Store, a, b *point, patterns mapfile.Pa
 			err = tell("added", y, nil)
 		default:
 			var how []string
-			if how, err = c.how(wa, wb, x, y); err == nil && len(how) > 0 {
+			if how, err = c.how(x, y); err == nil && len(how) > 0 {
 				err = tell("changed", y, how)
 			}
 		}
 		if err == nil && side <= 0 {
-			x, err = wa.next()
+			x, err = wa.Next()
 		}
 		if err == nil && side >= 0 {
-			y, err = wb.next()
+			y, err = wb.Next()
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// order compares paths as maps have them: depth first, names in the order of their bytes.
+func order(a, b string) int {
+	for a != b {
+		var x, y string
+		x, a, _ = strings.Cut(a, "/")
+		y, b, _ = strings.Cut(b, "/")
+		if c := strings.Compare(x, y); c != 0 {
+			return c
+		}
+	}
+	return 0
 }
 
 // comparison holds the sums of two points' blocks against one another.
@@ -142,22 +155,24 @@ func (c *comparison) close() {
 
 // side tells which of two files comes first: the maps of both are in one order, in which volumes stand as they lie on
 // the disks.
-func (c *comparison) side(wa, wb *walker, x, y *version) int {
+func (c *comparison) side(wa, wb *repo.Walker, x, y *repo.Version) int {
 	switch {
 	case x == nil:
 		return 1
 	case y == nil:
 		return -1
 	}
-	if x.volume != y.volume {
+	if x.In != y.In {
 		// A volume that only one of them has comes first.
-		if _, both := wb.rank[x.volume]; !both {
+		if _, both := wb.Rank(x.In); !both {
 			return -1
 		}
-		if _, both := wa.rank[y.volume]; !both {
+		other, both := wa.Rank(y.In)
+		if !both {
 			return 1
 		}
-		return wa.rank[x.volume] - wa.rank[y.volume]
+		own, _ := wa.Rank(x.In)
+		return own - other
 	}
 	if d := order(strings.TrimPrefix(x.Path, "/"), strings.TrimPrefix(y.Path, "/")); d != 0 {
 		return d
@@ -166,7 +181,7 @@ func (c *comparison) side(wa, wb *walker, x, y *version) int {
 }
 
 // how tells in what two versions of a file differ.
-func (c *comparison) how(wa, wb *walker, x, y *version) (how []string, err error) {
+func (c *comparison) how(x, y *repo.Version) (how []string, err error) {
 	for _, d := range []struct {
 		what string
 		not  bool
@@ -185,7 +200,7 @@ func (c *comparison) how(wa, wb *walker, x, y *version) (how []string, err error
 		return how, nil
 	}
 	touched := x.MTime != y.MTime || x.CTime != y.CTime || x.Size != y.Size || x.Inode != y.Inode
-	changed, err := c.content(wa, wb, x, y, touched)
+	changed, err := c.content(x, y, touched)
 	if changed {
 		how = append([]string{"content"}, how...)
 	}
@@ -195,15 +210,15 @@ func (c *comparison) how(wa, wb *walker, x, y *version) (how []string, err error
 // content tells whether two versions of a file have other bytes. Where they lie at the same place, the sums of the
 // clusters there tell; a cluster that changed and that other files have a part in is read, but only where the file's
 // times don't say that it was written. Where the versions lie elsewhere, the bytes count as others.
-func (c *comparison) content(wa, wb *walker, x, y *version, touched bool) (bool, error) {
+func (c *comparison) content(x, y *repo.Version, touched bool) (bool, error) {
 	if x.Size != y.Size {
 		return true, nil
 	}
-	if x.lost || y.lost || !samePlace(x.Extents, y.Extents) {
+	if x.Cut || y.Cut || !samePlace(x.Extents, y.Extents) {
 		return true, nil
 	}
 	var err error
-	same := placed(y.Extents, y.disk, wb.images, func(disk int, off, n int64) bool {
+	same := y.Places(func(disk int, off, n int64) bool {
 		var same bool
 		same, err = c.same(disk, off, n, touched)
 		return same && err == nil

@@ -98,20 +98,9 @@ func (i diskInfo) ModTime() time.Time { return time.Time{} }
 func (i diskInfo) IsDir() bool        { return false }
 func (i diskInfo) Sys() any           { return nil }
 
-// mapFiles gives the maps of a point, each once: disks that were mapped together share one.
-func mapFiles(p *repo.Point) (list []repo.StoredFile) {
-	for i := range p.Disks {
-		f := p.Disks[i].Map
-		if f.Name != "" && !slices.ContainsFunc(list, func(x repo.StoredFile) bool { return x.Name == f.Name }) {
-			list = append(list, f)
-		}
-	}
-	return list
-}
-
 // rebase writes the maps of a point to w, with what patterns select of them: its images in the order of its disks.
 func rebase(ctx context.Context, t *cli.Term, s repo.Store, p *point, images []*formats.Image, env *formats.Env, patterns mapfile.Patterns, w *mapfile.Writer) error {
-	files := mapFiles(p.Point)
+	files := p.Maps()
 	if len(files) == 0 {
 		return fmt.Errorf("point %s of %s has no map", p.Name, p.Machine)
 	}

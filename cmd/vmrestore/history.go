@@ -76,10 +76,10 @@ type history struct {
 
 // all tells of the files of the first point.
 func (h *history) all(ctx context.Context, s repo.Store, p *point, patterns mapfile.Patterns) error {
-	w := newWalker(ctx, s, p, patterns)
-	defer w.close()
+	w := repo.NewWalker(ctx, s, p.Point, patterns)
+	defer w.Close()
 	for {
-		v, err := w.next()
+		v, err := w.Next()
 		if err != nil || v == nil {
 			return err
 		}
@@ -90,8 +90,8 @@ func (h *history) all(ctx context.Context, s repo.Store, p *point, patterns mapf
 }
 
 // tell tells of one version.
-func (h *history) tell(what string, v *version, how []string) error {
-	r := versionRecord{Type: "version", Machine: h.p.Machine, Point: h.p.Name, At: h.p.At, Volume: v.volume, Path: v.Path, Stream: v.Stream, What: what, How: how}
+func (h *history) tell(what string, v *repo.Version, how []string) error {
+	r := versionRecord{Type: "version", Machine: h.p.Machine, Point: h.p.Name, At: h.p.At, Volume: v.In, Path: v.Path, Stream: v.Stream, What: what, How: how}
 	if what != "removed" {
 		r.Kind, r.Size = v.Kind.String(), v.Size
 		if v.MTime.Known {
@@ -102,6 +102,6 @@ func (h *history) tell(what string, v *version, how []string) error {
 		return h.out.write(r)
 	}
 	h.out.count++
-	_, err := fmt.Fprintf(h.t.Stdout, "%s  %-8s %12d  %s  %s:%s  %s\n", r.Point, what, r.Size, r.MTime, cli.Printable(v.volume), cli.Printable(nameOf(&v.File)), strings.Join(how, " "))
+	_, err := fmt.Fprintf(h.t.Stdout, "%s  %-8s %12d  %s  %s:%s  %s\n", r.Point, what, r.Size, r.MTime, cli.Printable(v.In), cli.Printable(nameOf(&v.File)), strings.Join(how, " "))
 	return err
 }

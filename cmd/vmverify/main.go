@@ -22,6 +22,7 @@ const help = `Usage: vmextract -C DIR ... | vmverify [OPTION]...
        vmverify [--second-reader] --map MAP
        vmverify --map OLD --against NEW
        vmverify -i IMAGE... [--second-reader | --against MAP]
+       vmverify --repo REPO [--sample SHARE] [MACHINE]...
 
 Compares, and writes a finding record for each difference. FILE, or stdin, holds the result
 records of vmextract or a list of sha256sum, which are compared with the files that they
@@ -35,6 +36,9 @@ and every file must be readable and, where the map has its sum, have it.
                          (repeatable)
       --second-reader    read the guest once more through other people's libraries, and
                          compare names and bytes
+      --repo REPO        check a backup repository: chains, maps, images and the hash of every
+                         block; what is damaged, and which files of which points that touches
+      --sample SHARE     with --repo: read only so much of the images' blocks (100%)
   -C, --directory DIR    relative names of files lie below DIR
       --extra            files that lie there and aren't named are differences too
       --ignore-mtime     take host files that have another time than in the map
@@ -47,7 +51,11 @@ Examples:
   vmverify --map monday.map --against tuesday.map
   vmverify -i web1.qcow2
   vmmap web1.qcow2 | vmverify --second-reader
+  vmverify --repo /backup
 `
+
+// wholeSample is all of it.
+const wholeSample = "100%"
 
 // options are those of vmverify.
 type options struct {
@@ -57,6 +65,7 @@ type options struct {
 	secondReader, child bool
 	dir, output         string
 	extra, ignoreMTime  bool
+	repo, sample        string
 }
 
 func command() *cli.Command {
@@ -68,6 +77,8 @@ func command() *cli.Command {
 	f.BoolVar(&o.secondReader, "second-reader", false, "")
 	f.BoolVar(&o.child, "second-reader-child", false, "")
 	f.MarkHidden("second-reader-child")
+	f.StringVar(&o.repo, "repo", "", "")
+	f.StringVar(&o.sample, "sample", wholeSample, "")
 	f.StringVarP(&o.dir, "directory", "C", "", "")
 	f.BoolVar(&o.extra, "extra", false, "")
 	f.BoolVar(&o.ignoreMTime, "ignore-mtime", false, "")

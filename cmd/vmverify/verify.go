@@ -63,6 +63,13 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 
 func (o *options) check(args []string) error {
 	switch {
+	case o.repo != "":
+		if o.mapFile != "" || len(o.images) > 0 || o.against != "" || o.secondReader {
+			return cli.Usagef("--repo stands by itself")
+		}
+		return nil
+	case o.sample != wholeSample:
+		return cli.Usagef("--sample goes with --repo")
 	case len(args) > 1:
 		return cli.Usagef("one FILE at a time")
 	case o.mapFile != "" && len(args) > 0, len(o.images) > 0 && len(args) > 0, o.mapFile != "" && len(o.images) > 0:
@@ -77,7 +84,10 @@ func (o *options) check(args []string) error {
 
 // compare does what was asked for.
 func (o *options) compare(ctx context.Context, t *cli.Term, args []string, v verify.Options) (s verify.Summary, err error) {
-	if len(o.images) > 0 && o.against == "" && !o.secondReader {
+	switch {
+	case o.repo != "":
+		return o.checkRepo(ctx, t, args, v)
+	case len(o.images) > 0 && o.against == "" && !o.secondReader:
 		return o.checkImages(ctx, t, v)
 	}
 	in, err := o.open(ctx, t, args, &v)

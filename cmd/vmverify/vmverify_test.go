@@ -8,13 +8,14 @@ import (
 
 	"vmkit/cmd/internal/cli"
 	"vmkit/cmd/internal/cli/clitest"
+	"vmkit/cmd/internal/repo/repotest"
 	"vmkit/extract"
 	"vmkit/fixtures"
 	"vmkit/fsmap/mapfile"
 )
 
 func TestMain(m *testing.M) {
-	clitest.Main(m, map[string]func(){"vmverify": main, "mkmap": clitest.MakeMap, "copyout": copyOut})
+	clitest.Main(m, map[string]func(){"vmverify": main, "mkmap": clitest.MakeMap, "copyout": copyOut, "mkpoint": repotest.MakePoint})
 }
 
 // copyOut extracts the map on stdin into a folder, for scripts.

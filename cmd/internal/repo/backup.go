@@ -409,10 +409,11 @@ func (b *maker) image(ctx context.Context, n int, hint *ranges) error {
 		defer a.Close()
 		r.parent, r.was = a, NewTree()
 	}
-	image, err := b.s.Create(ctx, path.Join(b.m.Name, name+imageEnd), true)
+	file, err := b.s.Create(ctx, path.Join(b.m.Name, name+imageEnd), true)
 	if err != nil {
 		return err
 	}
+	image := newHalvesWriter(file)
 	defer image.Abort()
 	if r.out, err = qcow2.NewWriter(image, layout); err != nil {
 		return err
@@ -444,7 +445,7 @@ func (b *maker) image(ctx context.Context, n int, hint *ranges) error {
 	if err != nil {
 		return err
 	}
-	d.Image = StoredFile{Name: name + imageEnd, Size: info.Size}
+	d.Image = StoredFile{Name: name + imageEnd, Size: info.Size, Halves: image.sums()}
 	if d.Sums, err = hashed.commit(ctx); err != nil {
 		return err
 	}

@@ -17,9 +17,9 @@ func set[T any](t *testing.T, v *T, value T) {
 // Hurry makes retries come at once, and connections count as dead soon.
 func Hurry(t *testing.T) {
 	set(t, &minio.DefaultRetryUnit, time.Millisecond)
-	set(t, &minio.DefaultRetryCap, 5*time.Millisecond)
-	set(t, &s3Stall, 300*time.Millisecond)
-	set(t, &s3Patience, 2*time.Second)
+	set(t, &minio.DefaultRetryCap, 20*time.Millisecond)
+	set(t, &s3Stall, time.Second)
+	set(t, &s3Patience, 5*time.Second)
 }
 
 // ShortLocks makes locks live for seconds.

@@ -94,10 +94,11 @@ func (f *folding) run(progress func(int64)) error {
 	defer sums.Abort()
 	hashed := &hashedWriter{sums, sha256.New(), f.sumsName()}
 	r.sums = NewSumsWriter(hashed, d.Size, d.Cluster)
-	image, err := f.s.Create(f.ctx, path.Join(machine, d.Image.Name), false)
+	file, err := f.s.Create(f.ctx, path.Join(machine, d.Image.Name), false)
 	if err != nil {
 		return err
 	}
+	image := newHalvesWriter(file)
 	defer image.Abort()
 	if r.out, err = qcow2.NewWriter(image, layout); err != nil {
 		return err
@@ -118,7 +119,7 @@ func (f *folding) run(progress func(int64)) error {
 		return err
 	}
 	info, err := image.Commit(f.ctx)
-	d.Image.Size = info.Size
+	d.Image.Size, d.Image.Halves = info.Size, image.sums()
 	return err
 }
 

@@ -74,6 +74,8 @@ type SourceFile struct {
 type StoredFile struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
-	SHA256 string `json:"sha256,omitempty"` // of all but images, whose clusters have sums of their own
-	Role   string `json:"role,omitempty"`
+	SHA256 string `json:"sha256,omitempty"` // of all but images
+	// Halves are, of an image, the SHA-256 of its first Head bytes and that of the rest.
+	Halves []string `json:"halves,omitempty"`
+	Role   string   `json:"role,omitempty"`
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
@@ -15,19 +16,31 @@ import (
 	"vmkit/cmd/internal/repo/repotest"
 )
 
-// some gives a fault with every nth request that match accepts, at most limit times.
-func some(nth, limit int, match func(*http.Request) bool, f repotest.Fault) func(*http.Request) repotest.Fault {
-	n, hits := 0, 0
-	return func(r *http.Request) repotest.Fault {
-		if !match(r) {
+// nowAndThen gives a fault with a quarter of the requests that match accepts.
+func nowAndThen(match func(*http.Request) bool, f repotest.Fault) func(*http.Request) repotest.Fault {
+	r := rand.New(rand.NewPCG(1, 2))
+	return func(req *http.Request) repotest.Fault {
+		if !match(req) || r.IntN(4) > 0 {
 			return repotest.Fault{}
 		}
-		if n++; n%nth != 0 || hits >= limit {
-			return repotest.Fault{}
-		}
-		hits++
 		return f
 	}
+}
+
+// first gives a fault with the first requests that match accepts.
+func first(limit int, match func(*http.Request) bool, f repotest.Fault) func(*http.Request) repotest.Fault {
+	return func(r *http.Request) repotest.Fault {
+		if limit == 0 || !match(r) {
+			return repotest.Fault{}
+		}
+		limit--
+		return f
+	}
+}
+
+// always gives a fault with every request that match accepts.
+func always(match func(*http.Request) bool, f repotest.Fault) func(*http.Request) repotest.Fault {
+	return first(-1, match, f)
 }
 
 func any(*http.Request) bool      { return true }
@@ -45,20 +58,19 @@ func TestS3Faults(t *testing.T) {
 	p := g.Proxy(t)
 	repo.Hurry(t)
 	data := repotest.Noise(7, 3*repo.Head+12345)
-	const long = 1 << 30
 	for _, test := range []struct {
 		name  string
 		fault func(*http.Request) repotest.Fault
 	}{
-		{"503", some(2, long, any, repotest.Fault{Status: 503})},
-		{"500", some(3, long, any, repotest.Fault{Status: 500})},
-		{"refused", some(3, long, any, repotest.Fault{Refuse: true})},
-		{"slow", some(1, long, any, repotest.Fault{Delay: 5 * time.Millisecond})},
-		{"answers lost", some(3, long, any, repotest.Fault{Lose: true})},
-		{"every answer to an upload lost once", some(2, long, upload, repotest.Fault{Lose: true})},
-		{"the answer to the last request lost", some(1, 1, completing, repotest.Fault{Lose: true})},
-		{"bodies cut", some(2, long, download, repotest.Fault{Cut: 1000})},
-		{"stalled", some(4, 3, any, repotest.Fault{Delay: 500 * time.Millisecond})},
+		{"503", nowAndThen(any, repotest.Fault{Status: 503})},
+		{"500", nowAndThen(any, repotest.Fault{Status: 500})},
+		{"refused", nowAndThen(any, repotest.Fault{Refuse: true})},
+		{"slow", always(any, repotest.Fault{Delay: 5 * time.Millisecond})},
+		{"answers lost", nowAndThen(any, repotest.Fault{Lose: true})},
+		{"the first answers to uploads lost", first(5, upload, repotest.Fault{Lose: true})},
+		{"the answer to the last request lost", first(1, completing, repotest.Fault{Lose: true})},
+		{"bodies cut", nowAndThen(download, repotest.Fault{Cut: 1000})},
+		{"stalled", first(3, upload, repotest.Fault{Delay: 2 * time.Second})},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p.Set(nil)
@@ -140,19 +152,18 @@ func TestS3Fails(t *testing.T) {
 		}
 		return err
 	}
-	const long = 1 << 30
 	for _, test := range []struct {
 		name  string
 		fault func(*http.Request) repotest.Fault
 		do    func(string) error
 		want  string
 	}{
-		{"gone while writing", some(1, long, any, repotest.Fault{Refuse: true}), write, "can't be reached, or broke off"},
-		{"gone while reading", some(1, long, any, repotest.Fault{Refuse: true}), read, "can't be reached, or broke off"},
-		{"out of service", some(1, long, any, repotest.Fault{Status: 503}), write, "answers 503"},
-		{"forbidden", some(1, long, any, repotest.Fault{Status: 403}), read, "refuses access with these credentials"},
-		{"cut for ever", some(1, long, download, repotest.Fault{Cut: 1}), read, "can't be reached, or broke off"},
-		{"a bit of what is sent flips", some(1, long, upload, repotest.Fault{FlipUp: 77}), write, "answers 400"},
+		{"gone while writing", always(any, repotest.Fault{Refuse: true}), write, "can't be reached, or broke off"},
+		{"gone while reading", always(any, repotest.Fault{Refuse: true}), read, "can't be reached, or broke off"},
+		{"out of service", always(any, repotest.Fault{Status: 503}), write, "answers 503"},
+		{"forbidden", always(any, repotest.Fault{Status: 403}), read, "refuses access with these credentials"},
+		{"cut for ever", always(download, repotest.Fault{Cut: 1}), read, "can't be reached, or broke off"},
+		{"a bit of what is sent flips", always(upload, repotest.Fault{FlipUp: 77}), write, "answers 400"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p.Set(test.fault)
@@ -198,7 +209,7 @@ func TestS3Verify(t *testing.T) {
 		if err := write("web1/opaque"); err != nil {
 			t.Errorf("%d bytes with an ETag that says nothing: %v", size, err)
 		}
-		p.Set(some(1, 1, download, repotest.Fault{Flip: 500}))
+		p.Set(first(1, download, repotest.Fault{Flip: 500}))
 		if err := write("web1/spoilt"); err == nil || !strings.Contains(err.Error(), "is not what was sent") {
 			t.Errorf("%d bytes that come back as others: %v", size, err)
 		}
@@ -236,7 +247,7 @@ func TestS3Lock(t *testing.T) {
 		t.Fatalf("though the lock is refreshed: %v", err)
 	}
 	// From here on the first one is cut off from the service, the others are not.
-	p.Set(some(1, 1<<30, any, repotest.Fault{Refuse: true}))
+	p.Set(always(any, repotest.Fault{Refuse: true}))
 	g.Point(t, g.Addr)
 	time.Sleep(3 * time.Second)
 	var wg sync.WaitGroup

@@ -95,6 +95,16 @@ func (v *Verified) At(i, max int64) (Run, error) {
 	return r, nil
 }
 
+// holder tells which point of the chain holds cluster i, counted from the newest; -1 for none.
+func (v *Verified) holder(i int64) (int, error) {
+	for k, f := range v.layers {
+		if _, held, err := f.find(i, 1); held || err != nil {
+			return k, err
+		}
+	}
+	return -1, nil
+}
+
 // ReadAt reads whole clusters, several at once.
 func (v *Verified) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {

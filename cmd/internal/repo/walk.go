@@ -1,58 +1,60 @@
-package main
+package repo
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
-	"vmkit/cmd/internal/repo"
 	"vmkit/fsmap/mapfile"
 )
 
-// walker reads the files of a point's maps, one after another, with all of their extents.
-type walker struct {
+// Walker reads the files of a point's maps, one after another, with all of their extents.
+type Walker struct {
 	ctx      context.Context
-	s        repo.Store
-	p        *point
+	s        Store
+	p        *Point
 	patterns mapfile.Patterns
-	files    []repo.StoredFile // maps to come
-	in       io.Closer         // of the one that is read
+	files    []StoredFile // maps to come
+	in       io.Closer    // of the one that is read
 	r        *mapfile.Reader
 
 	volumes map[int]*mapfile.Volume
-	images  map[int]int // number of the disk by the image's id
-	disks   []int       // of the map that is read, those to come
-	rank    map[string]int
+	images  map[int]int    // number of the disk by the image's id
+	disks   []int          // of the map that is read, those to come
+	rank    map[string]int // of volumes
 	ahead   any
 	err     error
 }
 
-// version is a file as a point has it.
-type version struct {
+// Version is a file as a point has it, with all of its extents.
+type Version struct {
 	mapfile.File
-	volume string
-	disk   int  // of the volume's image; -1 where it lies on several
-	lost   bool // it has so many extents that not all are kept
+	In   string // the volume's name
+	Disk int    // number of the disk that the volume is on; -1 where it lies on several
+	Cut  bool   // it has so many extents that not all are kept
+
+	images map[int]int
 }
 
 // maxExtents bounds the extents of one file that are kept.
 const maxExtents = 256 << 10
 
-func newWalker(ctx context.Context, s repo.Store, p *point, patterns mapfile.Patterns) *walker {
-	return &walker{ctx: ctx, s: s, p: p, patterns: patterns, files: mapFiles(p.Point), rank: map[string]int{}}
+// NewWalker makes a Walker of the files that patterns select. The caller closes it.
+func NewWalker(ctx context.Context, s Store, p *Point, patterns mapfile.Patterns) *Walker {
+	return &Walker{ctx: ctx, s: s, p: p, patterns: patterns, files: p.Maps(), rank: map[string]int{}}
 }
 
-func (w *walker) close() {
+// Close closes the map that is being read.
+func (w *Walker) Close() {
 	if w.in != nil {
 		w.in.Close()
 		w.in = nil
 	}
 }
 
-// next gives the next file that the patterns select, or nil after the last one.
-func (w *walker) next() (*version, error) {
+// Next gives the next file that the patterns select, or nil after the last one.
+func (w *Walker) Next() (*Version, error) {
 	for {
 		record, err := w.record()
 		if err != nil || record == nil {
@@ -62,11 +64,11 @@ func (w *walker) next() (*version, error) {
 		if !ok {
 			continue
 		}
-		v := &version{File: *f, disk: -1}
+		v := &Version{File: *f, Disk: -1, images: w.images}
 		if vol := w.volumes[f.Volume]; vol != nil {
-			v.volume = vol.Name
+			v.In = vol.Name
 			if n, ok := w.images[vol.Image]; ok {
-				v.disk = n
+				v.Disk = n
 			}
 		}
 		v.Extents = append([]mapfile.Extent(nil), f.Extents...)
@@ -82,10 +84,10 @@ func (w *walker) next() (*version, error) {
 			if more = x.More; len(v.Extents) < maxExtents {
 				v.Extents = append(v.Extents, x.Extents...)
 			} else {
-				v.lost = true
+				v.Cut = true
 			}
 		}
-		on, ok := w.patterns.On(v.volume)
+		on, ok := w.patterns.On(v.In)
 		if ok && (w.patterns.All() || on.Match(v.Path) == mapfile.Inside) {
 			return v, nil
 		}
@@ -93,7 +95,7 @@ func (w *walker) next() (*version, error) {
 }
 
 // record gives the next record of the maps, nil after the last.
-func (w *walker) record() (any, error) {
+func (w *Walker) record() (any, error) {
 	for {
 		if err := w.ctx.Err(); err != nil {
 			return nil, err
@@ -108,7 +110,7 @@ func (w *walker) record() (any, error) {
 		}
 		record, err := w.r.Next()
 		if errors.Is(err, io.EOF) {
-			w.close()
+			w.Close()
 			w.r = nil
 			continue
 		}
@@ -130,13 +132,13 @@ func (w *walker) record() (any, error) {
 	}
 }
 
-func (w *walker) open() error {
+func (w *Walker) open() error {
 	f := w.files[0]
-	in, err := repo.OpenMap(w.ctx, w.s, w.p.Point, f)
+	in, err := OpenMap(w.ctx, w.s, w.p, f)
 	if err != nil {
 		return err
 	}
-	w.in, w.r, w.files = in, mapfile.NewReader(repo.Sift(in, w.patterns)), w.files[1:]
+	w.in, w.r, w.files = in, mapfile.NewReader(Sift(in, w.patterns)), w.files[1:]
 	w.volumes, w.images, w.disks = map[int]*mapfile.Volume{}, map[int]int{}, nil
 	for n := range w.p.Disks {
 		if w.p.Disks[n].Map.Name == f.Name {
@@ -146,30 +148,27 @@ func (w *walker) open() error {
 	return nil
 }
 
-// order compares paths as maps have them: depth first, names in the order of their bytes.
-func order(a, b string) int {
-	for a != b {
-		var x, y string
-		x, a, _ = strings.Cut(a, "/")
-		y, b, _ = strings.Cut(b, "/")
-		if c := strings.Compare(x, y); c != 0 {
-			return c
-		}
-	}
-	return 0
+// Rank gives a volume's place among those that were read of: maps have their files in this order.
+func (w *Walker) Rank(volume string) (int, bool) {
+	n, ok := w.rank[volume]
+	return n, ok
 }
 
-// placed calls yield with every stretch of the disk that a file's bytes, or what they are decoded from, lie in, until
-// it returns false.
-func placed(list []mapfile.Extent, disk int, images map[int]int, yield func(disk int, off, n int64) bool) bool {
+// Places calls yield with every stretch of a disk that the file's bytes, or what they are decoded from, lie in, until it
+// returns false; then it gives false.
+func (v *Version) Places(yield func(disk int, off, n int64) bool) bool {
+	return v.places(v.Extents, v.Disk, yield)
+}
+
+func (v *Version) places(list []mapfile.Extent, disk int, yield func(disk int, off, n int64) bool) bool {
 	for i := range list {
 		x := &list[i]
 		on := disk
 		if x.Image != mapfile.None {
-			on = images[x.Image]
+			on = v.images[x.Image]
 		}
 		if x.Pack != nil {
-			if !placed(x.Pack.Parts, on, images, yield) {
+			if !v.places(x.Pack.Parts, on, yield) {
 				return false
 			}
 			continue
