@@ -248,7 +248,7 @@ func testLateFilter(t *testing.T) {
 	freeze.Process.Kill()
 	io.Copy(io.Discard, in) // until the guard, too, has closed its end
 	freeze.Wait()
-	for range 2000 { // the guard brings the machine back
+	for range 12000 { // the guard brings the machine back
 		if left, err := filepath.Glob(filepath.Join(q.Dir, "*vmfreeze*")); err == nil && len(left) == 0 && filepath.Base(q.Top("vda")) == "web1.qcow2" {
 			break
 		}

@@ -43,7 +43,7 @@ func waiting(t *testing.T) (cmd *exec.Cmd, temp string) {
 		t.Fatal(err)
 	}
 	fmt.Fprint(in, record)
-	for range 2000 {
+	for range 12000 {
 		found, err := filepath.Glob("out/.vmclone-*/SHA256SUMS")
 		if err != nil {
 			t.Fatal(err)

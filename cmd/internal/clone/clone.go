@@ -181,6 +181,9 @@ func (c *Clone) item(f mapfile.VMFile, names *names) (*item, error) {
 		return nil, err
 	}
 	info, err := os.Stat(abs)
+	if err != nil && strings.HasPrefix(f.Path, "[") && c.vm.Driver == "esx" {
+		return nil, fmt.Errorf("%s lies on a datastore that is not mounted here: name its folder, esx:URL?DATASTORE=FOLDER/NAME", f.Path)
+	}
 	if err != nil {
 		return nil, err
 	}

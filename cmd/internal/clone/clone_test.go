@@ -416,6 +416,11 @@ func TestRoles(t *testing.T) {
 	if _, _, err := tryClone(t, machine(t, "n", ".|disk|raw"), Options{}); err == nil || !strings.Contains(err.Error(), "neither a file") {
 		t.Errorf("a folder as a disk: %v", err)
 	}
+	esx := machine(t, "n", "[ds 1] web/web.vmdk|disk|vmdk")
+	esx.VM.Driver = "esx"
+	if _, _, err := tryClone(t, esx, Options{}); err == nil || !strings.Contains(err.Error(), "datastore that is not mounted here") {
+		t.Errorf("a file elsewhere: %v", err)
+	}
 	if got := left(t, "out"); len(got) != 1 {
 		t.Errorf("left behind: %q", got)
 	}

@@ -130,6 +130,12 @@ func TestVMware(t *testing.T) {
 	if got["displayName"] != "Virtual 01-20261122T090000Z" || got["scsi0:0.fileName"] != "Virtual 01.vmdk" || got["ethernet0.startConnected"] != "" {
 		t.Errorf("%q", got)
 	}
+	// A configuration that was read during a snapshot names the disk that takes the writes.
+	write(t, "vms/Virtual 01/Virtual 01.vmx", strings.Replace(someVMX, `scsi0:0.fileName = "Virtual 01.vmdk"`, `SCSI0:0.fileName = "Virtual 01-000001.vmdk"`, 1))
+	r = mustClone(t, m, Options{Name: "y"})
+	if got := parseVMX(t, r.Folder+"/y.vmx"); got["SCSI0:0.fileName"] != "y.vmdk" || got["scsi0:0.present"] != "TRUE" {
+		t.Errorf("%q", got)
+	}
 	// A configuration that can't be parsed is a gap.
 	write(t, "vms/Virtual 01/Virtual 01.vmx", "a\x00b")
 	if _, problems, err := tryClone(t, m, Options{Name: "z"}); err != nil || len(problems) != 1 || !strings.Contains(problems[0].Error, "NUL") {

@@ -181,7 +181,7 @@ func (c *Clone) rewriteCharDevice(e *etree.Element) {
 // disk gives the disk of the clone that the machine calls so.
 func (c *Clone) disk(name string) *item {
 	for _, it := range c.items {
-		if it.Role == mapfile.RoleDisk && it.Disk == name && name != "" {
+		if it.Role == mapfile.RoleDisk && strings.EqualFold(it.Disk, name) && name != "" {
 			return it
 		}
 	}

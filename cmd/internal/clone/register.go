@@ -30,8 +30,7 @@ func Register(ctx context.Context, record *mapfile.Clone, vm *mapfile.VM, vmList
 		if _, err := os.Stat(vmList); err == nil {
 			return vmList, appendVMList(vmList, config)
 		}
-		_, err = vmrun().Run(ctx, "register", config)
-		return "vmrun", err
+		return "vmrun", vmrun(ctx, "register", config)
 	case ".vbox":
 		_, err = vboxManage().Run(ctx, "registervm", config)
 		return "VBoxManage", err
@@ -50,7 +49,7 @@ func Boot(ctx context.Context, record *mapfile.Clone, vm *mapfile.VM) error {
 	}
 	switch kind {
 	case ".vmx":
-		_, err = vmrun().Run(ctx, "start", config, "nogui")
+		err = vmrun(ctx, "start", config, "nogui")
 	case ".vbox":
 		_, err = vboxManage().Run(ctx, "startvm", record.Name, "--type", "headless")
 	case ".xml":
@@ -104,7 +103,21 @@ func appendVMList(list, config string) error {
 	return f.Sync()
 }
 
-func vmrun() *program.Program { return &program.Program{Name: "vmrun", Args: []string{"-T", "ws"}} }
+// vmrun has Workstation do something, or Player where that is what there is.
+func vmrun(ctx context.Context, args ...string) error {
+	var first error
+	for _, product := range []string{"ws", "player"} {
+		p := &program.Program{Name: "vmrun", Args: []string{"-T", product}}
+		_, err := p.Run(ctx, args...)
+		if err == nil {
+			return nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
 
 func vboxManage() *program.Program { return &program.Program{Name: "VBoxManage"} }
 

@@ -42,7 +42,7 @@ const (
 // eventually waits for what another goroutine does.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 1000 {
+	for range 12000 {
 		if ok() {
 			return
 		}

@@ -77,7 +77,12 @@ func (c *Clone) rewriteVMX(it *item, old []byte) ([]byte, error) {
 // rewriteDevice rewrites the file of a device.
 func (c *Clone) rewriteDevice(f *vmx.File, folder, node, value string, devices map[string]vmx.Device) {
 	d, drive := devices[node]
-	switch o := c.find(folder, value); {
+	o := c.find(folder, value)
+	if o == nil && d.Disk {
+		// A configuration that was read during a snapshot names what takes the writes.
+		o = c.disk(node)
+	}
+	switch {
 	case o != nil:
 		f.Set(node+".fileName", o.name)
 	case vmxPort.MatchString(node):
