@@ -11,6 +11,7 @@ import (
 
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
+	"vmkit/fsmap/internal/overlay"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -37,6 +38,9 @@ type fs struct {
 	info       fsmap.Info
 	metadata   bool
 	major      uint8
+	over       *overlay.Volume // what the replay of the log changed, or nil
+	disk       io.ReaderAt     // where there is an overlay, the volume without it
+	changed    []int64         // the sectors that the log changed, in order
 
 	sdsOnce sync.Once
 	owners  map[uint32]owner
@@ -119,11 +123,10 @@ func open(r io.ReaderAt, size int64, o fsmap.Options) (fsmap.FS, error) {
 	if err := f.openMFT(x); err != nil {
 		return nil, err
 	}
-	f.readVolume()
-	f.readLog()
-	if f.info.Journal == "unreplayed" && o.Journal == fsmap.JournalFail {
-		return nil, ondisk.Unsupported("ntfs $LogFile", "it holds work", -1, nil)
+	if err := f.recover(o.Journal, x); err != nil {
+		return nil, err
 	}
+	f.readVolume()
 	f.readUsed()
 	f.readShadows()
 	f.findHibernation()

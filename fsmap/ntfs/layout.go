@@ -20,6 +20,7 @@ const (
 	msMagic     = 0   // "FILE", "INDX", "RSTR", "BAAD" after a failed write
 	msUSAOffset = 4   // u16
 	msUSACount  = 6   // u16: the sequence number and one entry a stride
+	msLSN       = 8   // u64: of the log record that changed it last
 )
 
 // MFT record header.
@@ -30,6 +31,7 @@ const (
 	recFlags     = 22 // u16
 	recUsed      = 24 // u32
 	recBase      = 32 // u64: reference to the base record, 0 in one
+	recNextID    = 40 // u16: of the next attribute
 	recNumber    = 44 // u32 (3.1)
 	recHeaderLen = 42
 
@@ -45,8 +47,10 @@ const (
 	attrNameLen  = 9  // u8, UTF-16 units
 	attrNameOff  = 10 // u16
 	attrFlags    = 12 // u16
+	attrID       = 14 // u16
 	attrResLen   = 16 // u32
 	attrResOff   = 20 // u16
+	attrIndexed  = 22 // u8: 1 for a name, which an index holds too
 	attrLowest   = 16 // u64, VCN
 	attrHighest  = 24 // u64, VCN
 	attrPairs    = 32 // u16: offset of the mapping pairs
@@ -103,6 +107,7 @@ const (
 // $FILE_NAME, as attribute and as index key.
 const (
 	fnParent    = 0  // u64
+	fnTimes     = 8  // where what changes with the file begins: times, sizes, attributes
 	fnAttrs     = 56 // u32
 	fnNameLen   = 64 // u8
 	fnNamespace = 65 // u8: 0 POSIX, 1 Win32, 2 DOS, 3 both
@@ -118,12 +123,16 @@ const (
 	ibHeader    = 24 // the index header in an INDX block
 	ihFirst     = 0  // u32: offset of the first entry, from the header
 	ihUsed      = 4  // u32: bytes in use, from the header
+	ihAlloc     = 8  // u32: bytes there are, from the header
+	ihLen       = 16
 	ieRef       = 0  // u64
 	ieLength    = 8  // u16
 	ieKeyLen    = 10 // u16
 	ieFlags     = 12 // u16
 	ieKey       = 16
+	ieSub       = 1 // the entry's last 8 bytes name a block of entries before it
 	ieLast      = 2
+	ieDataOff   = 0 // u16: of an index that isn't one of names, where an entry's data lies
 )
 
 // Fixed MFT records.

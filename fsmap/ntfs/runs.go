@@ -66,7 +66,7 @@ func (f *fs) plainRun(x run, init int64, r *fsmap.Runs) error {
 	off := x.lcn * f.cluster
 	valid := max(0, min(n, init-at))
 	if valid > 0 {
-		if err := r.Data(at, valid, off); err != nil {
+		if err := f.data(r, at, valid, off); err != nil {
 			return err
 		}
 		if slack := min(n, (valid+f.cluster-1)/f.cluster*f.cluster) - valid; slack > 0 {
@@ -110,7 +110,7 @@ func (f *fs) residentRuns(ino *inode, a attr, r *fsmap.Runs) error {
 			return ondisk.Corrupt("mft record", "a hole in the MFT at record", -1, a.record)
 		}
 		n = int(min(int64(n), run))
-		if err := r.Data(int64(at), int64(n), pos); err != nil {
+		if err := f.data(r, int64(at), int64(n), pos); err != nil {
 			return err
 		}
 		at += n
@@ -214,6 +214,9 @@ func (u *unitReader) flush() error {
 			continue
 		}
 		off, n := p.lcn*u.f.cluster, p.n*u.f.cluster
+		if u.f.over.Touches(off, n) {
+			return ondisk.Unsupported("compression unit", "changed by $LogFile, at file position", -1, at)
+		}
 		if k := len(pack.Parts); k > 0 && pack.Parts[k-1].Off+pack.Parts[k-1].Len == off {
 			pack.Parts[k-1].Len += n
 			continue

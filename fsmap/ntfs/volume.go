@@ -90,63 +90,6 @@ func sid(d []byte, off uint32) string {
 	return s.String()
 }
 
-// readLog tells from $LogFile's two restart pages whether it holds work (Linux-NTFS, $LogFile): a log without clients
-// in use, or whose restart area says that the volume is clean, holds none; one filled with ones is new.
-func (f *fs) readLog() {
-	const rstr, chkd = "RSTR", "CHKD" // CHKD: a page that chkdsk wrote
-	ino := f.newInode()
-	err := f.load(ino, recLogFile, 0)
-	var s *stream
-	if err == nil {
-		s, err = f.open(ino, atData, "")
-	}
-	if err != nil {
-		f.info.Journal = "unreplayed"
-		f.problem(fmt.Errorf("$LogFile: %w", err))
-		return
-	}
-	f.info.Journal = "clean"
-	const areaLen = 0x40
-	page := make([]byte, 4096)
-	var newest uint64
-	found, dirty := false, false
-	for off, i := int64(0), 0; i < 2 && off+int64(len(page)) <= s.size; i++ {
-		pos, _, _ := s.at(off)
-		if err := ondisk.ReadFull(s, page, off, "$LogFile"); err != nil {
-			f.info.Journal = "unreplayed"
-			f.problem(err)
-			return
-		}
-		magic := string(page[:4])
-		off = 4096
-		if magic != rstr && magic != chkd {
-			continue // a new log is filled with ones
-		}
-		if err := fixup(page, magic, "$LogFile restart page", pos); err != nil {
-			f.note("%v", err)
-			continue
-		}
-		area := int(le.Uint16(page[24:]))
-		if area < 30 || area+areaLen > len(page) {
-			f.note("$LogFile: restart area at %d", area)
-			continue
-		}
-		a := page[area:]
-		if lsn := le.Uint64(a); !found || lsn > newest {
-			found, newest = true, lsn
-			// Client list heads: 0xFFFF is empty. Flag 2: the volume was unmounted cleanly.
-			dirty = magic == rstr && le.Uint16(a[12:]) != 0xFFFF && le.Uint16(a[14:])&2 == 0
-		}
-		if n := int64(le.Uint32(page[16:])); i == 0 && n >= 4096 && n <= 64<<10 && n%4096 == 0 {
-			off = n
-		}
-	}
-	if dirty {
-		f.info.Journal = "unreplayed"
-		f.problem(ondisk.Unsupported("ntfs $LogFile", "it holds work that was not replayed: what changed last may be stale", -1, nil))
-	}
-}
-
 // findHibernation looks for a hibernated Windows, whose memory holds newer state than the volume.
 func (f *fs) findHibernation() {
 	var n fsmap.Node

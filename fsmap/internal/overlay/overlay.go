@@ -4,6 +4,8 @@ package overlay
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"vmkit/formats/ondisk"
 )
@@ -20,8 +22,10 @@ type Volume struct {
 	count int             // sectors
 }
 
+// SectorLen is the unit in which changes are kept.
 const (
-	sector      = 512
+	SectorLen   = 512
+	sector      = SectorLen
 	slabSectors = 512
 )
 
@@ -49,6 +53,9 @@ func (v *Volume) Touches(off, n int64) bool {
 	}
 	return false
 }
+
+// Changed gives the numbers of the sectors that the journal changed, in order.
+func (v *Volume) Changed() []int64 { return slices.Sorted(maps.Keys(v.index)) }
 
 // ReadAt implements io.ReaderAt.
 func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
