@@ -280,29 +280,38 @@ func (c *Clone) identifyVDI(it *item) error {
 	return err
 }
 
-// checkChains opens the disks of the clone with all that is below them, which has to lie in the clone's own folder.
+// checkChains opens the disks of the clone with all that is below them, which has to lie in the clone's own folder. One
+// that can't be opened where the machine has it either can't be checked, and is no worse for that.
 func (c *Clone) checkChains() {
 	for _, it := range c.items {
 		if it.Role != mapfile.RoleDisk {
 			continue
 		}
-		if err := c.checkChain(it); err != nil {
-			c.problem(it.name, "in the clone it can't be opened with all of its layers: %v", err)
+		err := it.open(c.stage.path(it.name), &formats.OSSource{})
+		if err == nil {
+			continue
 		}
+		// The folder is called so for a moment only.
+		text := strings.ReplaceAll(err.Error(), c.stage.temp, c.stage.final())
+		text, _, _ = strings.Cut(text, "; allow it with ") // an option that vmclone has not
+		if it.open(it.abs, &formats.OSSource{AllowDirs: []string{"/"}, ForceShare: true}) != nil {
+			c.note("%s could not be checked: %s", it.name, text)
+			continue
+		}
+		c.problem(it.name, "in the clone it can't be opened with all of its layers: %s", text)
 	}
 }
 
-func (c *Clone) checkChain(it *item) error {
-	src := &formats.OSSource{}
+// open opens an image with all of its layers.
+func (it *item) open(path string, src *formats.OSSource) error {
 	defer src.Close()
 	o := &formats.Opener{Formats: all.Formats, Source: src, Format: it.format}
 	if !slices.ContainsFunc(all.Formats, func(f formats.Format) bool { return f.Name == it.format }) {
 		o.Format = ""
 	}
-	img, err := o.Open(c.stage.path(it.name))
+	img, err := o.Open(path)
 	if err != nil {
-		// The folder is called so for a moment only.
-		return errors.New(strings.ReplaceAll(err.Error(), c.stage.temp, c.stage.final()))
+		return err
 	}
 	return errors.Join(img.Problems...)
 }
