@@ -12,8 +12,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vmkit/formats"
 	"vmkit/partition"
 )
@@ -61,6 +59,11 @@ func (c *Config) Run(ctx context.Context) (*Machine, error) {
 		return nil, err
 	}
 	defer initrd.Close()
+	memories := []*os.File{initrd}
+	if f := unpack(k.image); f != nil {
+		defer f.Close()
+		memories = append(memories, f)
+	}
 	var tries []string
 	switch c.Accel {
 	case "auto":
@@ -76,7 +79,7 @@ func (c *Config) Run(ctx context.Context) (*Machine, error) {
 		m := &Machine{images: c.Images}
 		err := m.prepare()
 		if err == nil {
-			if err = c.run(ctx, accel, initrd, k, disks, m.layers, m.spool); err == nil {
+			if err = c.run(ctx, accel, k, memories, disks, m.layers, m.spool); err == nil {
 				err = m.check(c.console)
 			}
 		}
@@ -178,7 +181,7 @@ func (c *Config) initrd(k *kernel) (*os.File, []disk, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	names := append(slices.Clone(basic), asked...)
+	names := slices.Clone(basic)
 	for i := range vols {
 		v := &vols[i]
 		content, ok := partition.Recognise(v.Disk, v.Size)
@@ -186,7 +189,8 @@ func (c *Config) initrd(k *kernel) (*os.File, []disk, error) {
 			names = append(names, "dm_mod")
 		}
 		if ok && content.What == partition.Filesystem {
-			names = append(names, moduleOf(content.Name))
+			driver := moduleOf(content.Name)
+			names = append(append(names, asked[driver]...), driver)
 		}
 	}
 	modules, err := k.load(names)
@@ -210,11 +214,10 @@ func (c *Config) initrd(k *kernel) (*os.File, []disk, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	fd, err := unix.MemfdCreate("initrd", unix.MFD_CLOEXEC)
+	f, err := memory("initrd")
 	if err != nil {
-		return nil, nil, fmt.Errorf("memfd: %w", err)
+		return nil, nil, err
 	}
-	f := os.NewFile(uintptr(fd), "initrd")
 	a := &archive{w: f}
 	for _, dir := range []string{"dev", "proc", "sys", "mnt", "modules"} {
 		a.add(dir, modeDir, nil)

@@ -128,12 +128,17 @@ type module struct {
 	data []byte
 }
 
-// basic are the modules that every machine needs, and asked those that a kernel would ask user space for. Which a
-// kernel has built in, or has none of, is left out.
-var (
-	basic = []string{"virtio_pci", "virtio_blk", "virtio_console"}
-	asked = []string{"crc32c_generic", "crc32c_intel", "crc32_generic", "xxhash_generic", "blake2b_generic", "sha256_generic", "nls_cp437", "nls_ascii", "nls_iso8859-1", "nls_utf8"}
-)
+// basic are the modules that every machine needs.
+var basic = []string{"virtio_pci", "virtio_blk", "virtio_console"}
+
+// asked are the modules that a file system's driver asks user space for while it works, by the driver's name. Those that
+// are built in, or that a kernel hasn't, are left out.
+var asked = map[string][]string{
+	"btrfs": {"crc32c_generic", "xxhash_generic", "blake2b_generic", "sha256_generic"},
+	"exfat": {"nls_utf8"}, "ext4": {"crc32c_generic"}, "f2fs": {"crc32_generic", "crc32c_generic"}, "hfs": {"nls_utf8"},
+	"hfsplus": {"nls_utf8"}, "isofs": {"nls_utf8"}, "jfs": {"nls_utf8"}, "nilfs2": {"crc32c_generic"}, "ntfs3": {"nls_utf8"},
+	"udf": {"nls_utf8"}, "vfat": {"nls_cp437", "nls_ascii", "nls_iso8859-1"}, "xfs": {"crc32c_generic"},
+}
 
 // load gathers the modules of the given names with all that these depend on, each behind what it depends on. A name
 // that there is no module for is passed over: it may be built in.

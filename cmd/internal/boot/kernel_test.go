@@ -3,6 +3,7 @@ package boot
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -184,4 +185,58 @@ func TestArchive(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(dir, "init")); err != nil || st.Mode() != 0o755 {
 		t.Errorf("init: %v %v", st.Mode(), err)
 	}
+}
+
+// packed makes an x86 kernel of a payload.
+func packed(payload []byte) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 2*512+16)
+	b[bzSectors] = 1
+	copy(b[bzMagic:], "HdrS")
+	le.PutUint16(b[bzVersion:], 0x20f)
+	le.PutUint32(b[bzPayload:], 16)
+	le.PutUint32(b[bzLength:], uint32(len(payload)))
+	return append(b, payload...)
+}
+
+// TestPayload unpacks what gzip and zstd packed, as the kernel's makefiles do: the length follows. xz is run on the kernel
+// that TestBoot boots.
+func TestPayload(t *testing.T) {
+	want := bytes.Repeat([]byte("a kernel "), 1000)
+	var gz, zst bytes.Buffer
+	z := gzip.NewWriter(&gz)
+	z.Write(want)
+	z.Close()
+	w, err := zstd.NewWriter(&zst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write(want)
+	w.Close()
+	for name, b := range map[string][]byte{"gzip": gz.Bytes(), "zstd": zst.Bytes()} {
+		if got := payload(packed(append(b, 0, 0, 0x23, 0x28))); !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, want %d", name, len(got), len(want))
+		}
+	}
+	for name, b := range map[string][]byte{
+		"unknown": packed([]byte("unknown packing")), "cut": packed(gz.Bytes())[:600], "broken": packed(gz.Bytes()[:40]), "none": []byte("no kernel"), "empty": nil,
+	} {
+		if got := payload(b); got != nil {
+			t.Errorf("%s: %d bytes", name, len(got))
+		}
+	}
+	if startsPlain(want) || unpack("/nowhere") != nil {
+		t.Error("what is no kernel starts")
+	}
+}
+
+func FuzzPayload(f *testing.F) {
+	f.Add(packed([]byte("\x1f\x8b")), []byte("\x04\x00\x00\x00\x04\x00\x00\x00\x12\x00\x00\x00Xen\x00\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, kernel, notes []byte) {
+		if !bytes.Contains(kernel, []byte("\xfd7zXZ")) { // runs xz
+			payload(kernel)
+		}
+		pvhNote(notes)
+		dependencies(kernel)
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,14 +26,15 @@ const helloPatience = 20 * time.Second
 // errSilent says that a machine said nothing in time.
 var errSilent = errors.New("the machine said nothing")
 
-// run starts QEMU on the disks and gathers what it sends in out, until it is gone.
-func (c *Config) run(ctx context.Context, accel string, initrd *os.File, k *kernel, disks []disk, layers []*overlay, out *os.File) error {
+// run starts QEMU on the disks and gathers what it sends in out, until it is gone. memories are the initramfs and, if it
+// could be unpacked, the kernel.
+func (c *Config) run(ctx context.Context, accel string, k *kernel, memories []*os.File, disks []disk, layers []*overlay, out *os.File) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("the machine did not end within %v and was stopped: --boot-timeout gives it more time", c.Timeout))
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 
-	files := []*os.File{initrd}
+	files := slices.Clone(memories)
 	var own []io.Closer
 	defer func() {
 		for _, f := range own {
@@ -52,11 +54,15 @@ func (c *Config) run(ctx context.Context, accel string, initrd *os.File, k *kern
 		return ours, 2 + len(files), nil
 	}
 	defer func() {
-		for _, f := range files[1:] {
+		for _, f := range files[len(memories):] {
 			f.Close()
 		}
 	}()
-	args := c.arguments(accel, k.image)
+	image := k.image
+	if len(memories) > 1 {
+		image = "/proc/self/fd/4"
+	}
+	args := c.arguments(accel, image)
 	port, n, err := pair()
 	if err != nil {
 		return err
@@ -101,7 +107,7 @@ func (c *Config) run(ctx context.Context, accel string, initrd *os.File, k *kern
 	if err := <-started; err != nil {
 		return fmt.Errorf("%w: install QEMU (qemu-system-x86), or name its program with --qemu", err)
 	}
-	for _, f := range files[1:] {
+	for _, f := range files[len(memories):] {
 		f.Close()
 	}
 	var wg sync.WaitGroup
@@ -146,15 +152,20 @@ func (c *Config) arguments(accel, image string) []string {
 	if runtime.GOARCH == "arm64" {
 		machine, tty = "virt", "ttyAMA0"
 	}
+	cpu, cpus := "max", "2"
 	if accel == "tcg" {
-		accel = "tcg,thread=multi"
+		// Emulation is faster with one processor, as little runs at the same time, and with a plain one.
+		accel, cpus = "tcg,thread=multi", "1"
+		if runtime.GOARCH == "amd64" {
+			cpu = "qemu64"
+		}
 	}
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-M", machine, "-accel", accel, "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(c.Memory),
+		"-M", machine, "-accel", accel, "-cpu", cpu, "-smp", cpus, "-m", strconv.Itoa(c.Memory),
 		"-kernel", image, "-initrd", "/proc/self/fd/3",
-		"-append", "console=" + tty + " loglevel=4 panic=-1 random.trust_cpu=on rdinit=/init -- --appliance",
+		"-append", "console=" + tty + " loglevel=4 panic=-1 random.trust_cpu=on cryptomgr.notests rdinit=/init -- --appliance",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 	}
 }

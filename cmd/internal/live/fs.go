@@ -24,6 +24,7 @@ type FS struct {
 	info  fsmap.Info
 	hash  bool
 	attrs []attr
+	made  bool // it has no owners and modes: what the kernel shows is made up
 
 	refs   atomic.Uint64
 	inline atomic.Int64 // bytes that may still be carried
@@ -60,10 +61,13 @@ var attrsOf = map[string][]attr{
 	"":      {{0x20, "sync"}, {0x8, "immutable"}, {0x10, "append-only"}, {0x80, "no-dump"}, {0x40, "no-atime"}},
 }
 
+// ownerless are the kernel's names of file systems without owners and modes.
+var ownerless = []string{"vfat", "msdos", "exfat", "ntfs3", "ntfs", "hfs"}
+
 // Open takes the mounted file system of type typ whose root the descriptor root is, and which it closes in the end.
 // sizes are those of the volumes that it lies on, in bytes.
 func Open(root int, typ string, sizes []int64, o Options) (*FS, error) {
-	f := &FS{root: root, hash: o.Hash, sizes: sizes, attrs: attrsOf[typ], info: fsmap.Info{Used: mapfile.None, Root: fsmap.Ref{ID: 1}}}
+	f := &FS{root: root, hash: o.Hash, sizes: sizes, attrs: attrsOf[typ], made: slices.Contains(ownerless, typ), info: fsmap.Info{Used: mapfile.None, Root: fsmap.Ref{ID: 1}}}
 	if f.attrs == nil {
 		f.attrs = attrsOf[""]
 	}
@@ -221,6 +225,9 @@ func (f *FS) fill(fd int, st *unix.Statx_t, n *fsmap.Node, p *file) error {
 	n.Kind = fsmap.ModeKind(uint32(st.Mode))
 	n.Inode, n.Size, n.Mode, n.Links = st.Ino, int64(st.Size), int64(st.Mode&0o7777), int64(st.Nlink)
 	n.UID, n.GID = int64(st.Uid), int64(st.Gid)
+	if f.made {
+		n.Mode, n.UID, n.GID, n.Links = mapfile.None, mapfile.None, mapfile.None, mapfile.None
+	}
 	n.MTime, n.ATime, n.CTime = timeOf(st.Mtime), timeOf(st.Atime), timeOf(st.Ctime)
 	if st.Mask&unix.STATX_BTIME != 0 {
 		n.BTime = timeOf(st.Btime)
@@ -280,26 +287,36 @@ func (f *FS) number(fd int, path []byte, st *unix.Statx_t, n *fsmap.Node) error 
 // xattrs reads the extended attributes that root sees.
 func (f *FS) xattrs(fd int, n *fsmap.Node) {
 	path := magic(fd)
-	fail := func(err error) { n.Problems = append(n.Problems, fmt.Errorf("extended attributes: %w", err)) }
-	b, err := grow(func(b []byte) (int, error) { return unix.Listxattr(path, b) })
+	list, errs := Xattrs(func(b []byte) (int, error) { return unix.Listxattr(path, b) },
+		func(name string, b []byte) (int, error) { return unix.Getxattr(path, name, b) })
+	n.Xattrs = append(n.Xattrs, list...)
+	n.Problems = append(n.Problems, errs...)
+}
+
+// Xattrs gives a file's extended attributes, by name, through the calls that list them and get one. A file system that
+// has none is no error.
+func Xattrs(names func([]byte) (int, error), get func(name string, b []byte) (int, error)) (list []mapfile.Xattr, errs []error) {
+	fail := func(err error) { errs = append(errs, fmt.Errorf("extended attributes: %w", err)) }
+	b, err := grow(names)
 	if err != nil {
 		if !errors.Is(err, unix.EOPNOTSUPP) {
 			fail(err)
 		}
-		return
+		return nil, errs
 	}
 	for name := range bytes.SplitSeq(bytes.TrimSuffix(b, []byte{0}), []byte{0}) {
 		if len(name) == 0 {
 			continue
 		}
-		value, err := grow(func(b []byte) (int, error) { return unix.Getxattr(path, string(name), b) })
+		value, err := grow(func(b []byte) (int, error) { return get(string(name), b) })
 		if err != nil {
 			fail(fmt.Errorf("%s: %w", name, err))
 			continue
 		}
-		n.Xattrs = append(n.Xattrs, mapfile.Xattr{Name: string(name), Value: value})
+		list = append(list, mapfile.Xattr{Name: string(name), Value: value})
 	}
-	slices.SortFunc(n.Xattrs, func(a, b mapfile.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(list, func(a, b mapfile.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return list, errs
 }
 
 // grow calls get with ever larger buffers until what there is fits.

@@ -11,9 +11,8 @@ import (
 	"testing"
 )
 
-// Kernel finds a kernel with the drivers that the test wants: $VMKIT_KERNEL, the host's, or Debian's, which is fetched into
-// the user's cache. Its modules
-// are in ../lib/modules from there, as they are on a host.
+// Kernel finds a kernel with the drivers that the tests want: $VMKIT_KERNEL, the host's, or Debian's, which is fetched
+// into the user's cache. Its modules are in ../lib/modules from there, as they are on a host.
 func Kernel(t testing.TB) string {
 	t.Helper()
 	if k := os.Getenv("VMKIT_KERNEL"); k != "" {
