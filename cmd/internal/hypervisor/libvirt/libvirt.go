@@ -33,6 +33,7 @@ type machine struct {
 	uuid  string
 	name  string
 	own   hostfiles.Steps
+	did   map[string]string // runs, by the steps that were done to them by this process
 }
 
 func (driver) Open(ctx context.Context, target string) (hypervisor.Machine, error) {

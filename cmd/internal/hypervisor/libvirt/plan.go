@@ -180,6 +180,9 @@ func (m *machine) Do(ctx context.Context, s *hypervisor.Step) error {
 	if mine, err := m.own.Do(ctx, s); mine {
 		return err
 	}
+	if s.Op == opPause {
+		return m.pause(ctx, s)
+	}
 	d, err := m.definition(ctx)
 	if err != nil {
 		return err
@@ -192,22 +195,34 @@ func (m *machine) Do(ctx context.Context, s *hypervisor.Step) error {
 		return m.freeze(ctx, s)
 	case opOverlay:
 		return m.doOverlay(ctx, s)
-	case opPause:
-		state, reason, err := m.state(ctx)
-		if err != nil {
-			return err
-		}
-		if state != "running" {
-			s.Args["found"] = state // by somebody else: left so
-			return fmt.Errorf("it is %s (%s) by now", state, reason)
-		}
-		_, err = m.run(ctx, "suspend", m.uuid)
-		return err
 	case opSave:
 		_, err := m.run(ctx, "managedsave", m.uuid)
 		return err
 	}
 	return fmt.Errorf("step %q is not known", s.Op)
+}
+
+// pause stops this run of the machine, and looks at its state before in the same breath: suspending it twice is no error.
+func (m *machine) pause(ctx context.Context, s *hypervisor.Step) error {
+	id, _, _ := strings.Cut(s.Args["run"], "@")
+	out, err := m.run(ctx, "domstate --reason "+id+"; suspend "+id)
+	if err != nil {
+		return err
+	}
+	if state, _, _ := strings.Cut(strings.TrimSpace(out), "\n"); !strings.HasPrefix(state, "running") {
+		s.Args["found"] = state // by somebody else: left so
+		return fmt.Errorf("it is %s by now", state)
+	}
+	m.done(s)
+	return nil
+}
+
+// done notes what this process did to the run of the machine that it is about.
+func (m *machine) done(s *hypervisor.Step) {
+	if m.did == nil {
+		m.did = map[string]string{}
+	}
+	m.did[s.Op] = s.Args["run"]
 }
 
 func (m *machine) freeze(ctx context.Context, s *hypervisor.Step) error {
@@ -218,6 +233,7 @@ func (m *machine) freeze(ctx context.Context, s *hypervisor.Step) error {
 	if err != nil {
 		return fmt.Errorf("the guest's file systems can't be frozen: %w", err)
 	}
+	m.done(s)
 	return nil
 }
 

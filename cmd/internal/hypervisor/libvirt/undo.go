@@ -23,6 +23,9 @@ func (m *machine) Undo(ctx context.Context, s *hypervisor.Step) error {
 	if mine, err := m.own.Undo(ctx, s); mine {
 		return err
 	}
+	if m.undoAtOnce(ctx, s) {
+		return nil
+	}
 	if s.Done == nil {
 		// Whoever did it was killed, and libvirt may be at it still. A query waits for the end of what runs.
 		m.run(ctx, "domblkerror", m.uuid)
@@ -59,6 +62,21 @@ func (m *machine) Undo(ctx context.Context, s *hypervisor.Step) error {
 		return errors.Join(errs...)
 	}
 	return fmt.Errorf("step %q is not known", s.Op)
+}
+
+// atOnce are the steps that this process takes back without a look: the machine stands still meanwhile.
+var atOnce = map[string]string{opPause: "resume", opFreeze: "domfsthaw"}
+
+// undoAtOnce takes back a step that this process did, of the run of the machine that it was done to, and tells whether
+// that worked. A run is found by its number, which no other has before the host is started anew.
+func (m *machine) undoAtOnce(ctx context.Context, s *hypervisor.Step) bool {
+	if m.did[s.Op] == "" || m.did[s.Op] != s.Args["run"] {
+		return false
+	}
+	delete(m.did, s.Op)
+	id, _, _ := strings.Cut(s.Args["run"], "@")
+	_, err := m.run(ctx, atOnce[s.Op], id)
+	return err == nil
 }
 
 // poll is how often the end of a job is looked for.

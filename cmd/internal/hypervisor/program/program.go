@@ -40,8 +40,8 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// maxOutput bounds what a tool may say: the definitions of a thousand machines take some megabytes.
-const maxOutput = 64 << 20
+// maxOutput bounds what a tool may say: the definition of a machine takes some kilobytes, a list of thousands a megabyte.
+const maxOutput = 16 << 20
 
 // Run runs the tool and gives what it wrote to its output. It gives ErrUnavailable where there is no such tool, and an
 // *Error where the tool failed.
@@ -69,7 +69,7 @@ func (p *Program) Feed(ctx context.Context, input string, args ...string) (strin
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err = cmd.Run(); err == nil && !out.full {
-		return out.String(), nil
+		return out.kept.String(), nil
 	}
 	e := &Error{Program: filepath.Base(p.Name), Verb: verb(args), Err: err}
 	switch {
@@ -78,7 +78,7 @@ func (p *Program) Feed(ctx context.Context, input string, args ...string) (strin
 	case out.full:
 		e.Text = fmt.Sprintf("more than %d bytes of output", maxOutput)
 	default:
-		e.Text = cmp.Or(line(errs.String()), line(out.String()), err.Error())
+		e.Text = cmp.Or(line(errs.kept.String()), line(out.kept.String()), err.Error())
 	}
 	return "", e
 }
@@ -124,15 +124,15 @@ func line(s string) string {
 
 // limited keeps the first maxOutput bytes.
 type limited struct {
-	bytes.Buffer
+	kept bytes.Buffer
 	full bool
 }
 
 func (l *limited) Write(p []byte) (int, error) {
 	n := len(p)
-	if room := maxOutput - l.Len(); n > room {
+	if room := maxOutput - l.kept.Len(); n > room {
 		p, l.full = p[:room], true
 	}
-	l.Buffer.Write(p)
+	l.kept.Write(p)
 	return n, nil
 }
