@@ -32,7 +32,7 @@ func TestDevices(t *testing.T) {
 		f.Truncate(size)
 		f.Close()
 	}
-	l.QEMU = qemutest.Custom(t, dir, "q.sock", "control",
+	l.QEMU = qemutest.Custom(t, nil, dir, "q.sock", "control",
 		"-M", "q35", "-accel", "tcg", "-nodefaults", "-display", "none", "-name", "guest="+l.name+",debug-threads=on", "-m", "32",
 		"-chardev", "socket,id=mon,path=q.sock,server=on,wait=off", "-mon", "chardev=mon,mode=control", "-qmp", "unix:control,server=on,wait=off",
 		"-uuid", "0b0c3d6e-5a1c-4f4e-8d3b-0123456789ab",

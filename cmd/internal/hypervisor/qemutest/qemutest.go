@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ type QEMU struct {
 	Dir    string
 	Socket string // for the program under test; the helper has another one
 	Cmd    *exec.Cmd
+	Output io.Writer // what it prints goes there, where set before Run
 
 	t    testing.TB
 	conn net.Conn
@@ -56,11 +58,11 @@ func Args(name string) []string {
 }
 
 // Custom starts a machine with these arguments alone, which have to make a socket for the program under test and one
-// for this helper.
-func Custom(t testing.TB, dir, socket, control string, args ...string) *QEMU {
+// for this helper. What it prints goes to out, which may be nil.
+func Custom(t testing.TB, out io.Writer, dir, socket, control string, args ...string) *QEMU {
 	t.Helper()
 	Need(t)
-	q := &QEMU{Dir: dir, Socket: filepath.Join(dir, socket), t: t}
+	q := &QEMU{Dir: dir, Socket: filepath.Join(dir, socket), Output: out, t: t}
 	q.Run(filepath.Join(dir, control), args...)
 	return q
 }
@@ -70,7 +72,7 @@ func (q *QEMU) Run(control string, args ...string) {
 	q.t.Helper()
 	q.Cmd = exec.Command("qemu-system-x86_64", args...)
 	q.Cmd.Dir = q.Dir
-	q.Cmd.Stderr = os.Stderr
+	q.Cmd.Stdout, q.Cmd.Stderr = q.Output, os.Stderr
 	os.Remove(control)
 	if err := q.Cmd.Start(); err != nil {
 		q.t.Fatal(err)
