@@ -78,7 +78,8 @@ type guest struct {
 	exec    bool
 	results *mapfile.Writer // nil: none are wanted
 
-	dirs                []*tar.Header // that were made, whose times come last
+	dirs                []*tar.Header   // that were made, whose times come last
+	there               map[string]bool // folders that are known to be there
 	done, failed, bytes int64
 }
 
@@ -168,15 +169,16 @@ func (g *guest) member(in io.Reader, h *tar.Header) error {
 			res.Error = g.attributes(to, h)
 		}
 	default:
-		err = errors.New("device node: none is made in a guest")
+		err = memberError("device node: none is made in a guest")
 	}
 	var refused *agent.Refused
 	var failure *scriptError
+	var member memberError
 	switch {
 	case err == nil:
 		g.done++
 		g.bytes += max(res.Size, 0)
-	case errors.As(err, &refused), errors.As(err, &failure), errors.Is(err, errMember):
+	case errors.As(err, &refused), errors.As(err, &failure), errors.As(err, &member):
 		g.failed++
 		res.Status, res.Error = "failed", err.Error()
 		g.t.Warn("%s: failed: %s", to, res.Error)
@@ -194,7 +196,10 @@ func (g *guest) link(option, target, to string) error {
 	if g.options.out.Force {
 		option += " -fn"
 	}
-	return g.script(`mkdir -p "$(dirname "$1")" && ln `+option+` -- "$2" "$1"`, to, target)
+	if err := g.parents(to); err != nil {
+		return err
+	}
+	return g.script(`ln `+option+` -- "$2" "$1"`, to, target)
 }
 
 func kindOf(h *tar.Header) mapfile.FileKind {
@@ -209,21 +214,23 @@ func kindOf(h *tar.Header) mapfile.FileKind {
 	return mapfile.Regular
 }
 
-// errMember is what keeps one file from being written, and not the others.
-var errMember = errors.New("file")
+// memberError is what keeps one file from being written, and not the others.
+type memberError string
+
+func (e memberError) Error() string { return string(e) }
 
 // regular writes a regular file: under another name first, where programs can be run, and then in its place.
 func (g *guest) regular(in io.Reader, h *tar.Header, to string) (sum, note string, err error) {
 	at := to
 	if g.exec {
 		at = path.Join(path.Dir(to), fmt.Sprintf(".vmrestore-%016x", rand.Uint64()))
-		if err := g.script(`mkdir -p "$1"`, path.Dir(to)); err != nil {
+		if err := g.parents(to); err != nil {
 			return "", "", err
 		}
 	} else if !g.options.out.Force {
 		if f, err := g.a.Open(g.ctx, to, "r"); err == nil {
 			f.Close()
-			return "", "", fmt.Errorf("it is there; --force overwrites it (%w)", errMember)
+			return "", "", memberError("it is there; --force overwrites it")
 		}
 	}
 	h256 := sha256.New()
@@ -275,7 +282,7 @@ func (g *guest) compare(name, sum string) error {
 		return err
 	}
 	if hex.EncodeToString(h.Sum(nil)) != sum {
-		return fmt.Errorf("it reads back otherwise than it was written (%w)", errMember)
+		return memberError("it reads back otherwise than it was written")
 	}
 	return nil
 }
@@ -293,20 +300,22 @@ func (g *guest) folder(h *tar.Header, to string) (note string, err error) {
 	return note, err
 }
 
-// attributes sets what the guest lets be set, and tells what not.
+// attributes sets what the guest lets be set, and tells what not. It is one program: starting one takes long.
 func (g *guest) attributes(to string, h *tar.Header) (note string) {
+	owner := fmt.Sprintf("%d:%d", h.Uid, h.Gid)
+	if g.options.out.NoOwner {
+		owner = ""
+	}
+	err := g.script(`r=0
+try() { what=$1; shift; e=$("$@" 2>&1) || { echo "$what: $e;" >&2; r=1; }; }
+[ -z "$2" ] || try owner chown "$2" "$1"
+try mode chmod "$3" "$1"
+touch -m -d "@$4.$5" "$1" 2>/dev/null || try time touch -m -d "@$4" "$1"
+exit $r`, to, owner, strconv.FormatInt(h.Mode&0o7777, 8), strconv.FormatInt(h.ModTime.Unix(), 10), fmt.Sprintf("%09d", h.ModTime.Nanosecond()))
 	var notes []string
-	try := func(what, text string, args ...string) {
-		if err := g.script(text, append([]string{to}, args...)...); err != nil {
-			notes = append(notes, what+": "+err.Error())
-		}
+	if err != nil {
+		notes = append(notes, strings.TrimSuffix(err.Error(), ";"))
 	}
-	if !g.options.out.NoOwner {
-		try("owner", `chown "$2" "$1"`, fmt.Sprintf("%d:%d", h.Uid, h.Gid))
-	}
-	try("mode", `chmod "$2" "$1"`, strconv.FormatInt(h.Mode&0o7777, 8))
-	try("time", `touch -m -d "@$2.$3" "$1" 2>/dev/null || touch -m -d "@$2" "$1"`,
-		strconv.FormatInt(h.ModTime.Unix(), 10), fmt.Sprintf("%09d", h.ModTime.Nanosecond()))
 	for name := range h.PAXRecords {
 		if strings.HasPrefix(name, "SCHILY.xattr.") {
 			notes = append(notes, "extended attributes are not restored")
@@ -314,6 +323,20 @@ func (g *guest) attributes(to string, h *tar.Header) (note string) {
 		}
 	}
 	return strings.Join(notes, "; ")
+}
+
+// parents makes the folders that a path lies in.
+func (g *guest) parents(to string) error {
+	dir := path.Dir(to)
+	if g.there[dir] {
+		return nil
+	}
+	err := g.script(`mkdir -p "$1"`, dir)
+	if g.there == nil || len(g.there) > 10000 {
+		g.there = map[string]bool{}
+	}
+	g.there[dir] = err == nil
+	return err
 }
 
 // scriptError is a program in the guest that failed.
@@ -327,7 +350,7 @@ func (e *scriptError) Error() string { return e.text }
 // script runs a shell script in the guest.
 func (g *guest) script(text string, args ...string) error {
 	if !g.exec {
-		return fmt.Errorf("its agent runs no programs (%w)", errMember)
+		return memberError("its agent runs no programs")
 	}
 	r, err := g.a.Exec(g.ctx, nil, "/bin/sh", append([]string{"-c", text, "sh"}, args...)...)
 	if err != nil || r.Code == 0 {

@@ -14,7 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	clitest.Main(m, map[string]func(){"vmrestore": main, "mkpoint": repotest.MakePoint})
+	clitest.Main(m, map[string]func(){"vmrestore": main, "mkpoint": repotest.MakePoint, "virsh": virsh})
 }
 
 // needTools skips the test where a disk can't be changed.
@@ -66,4 +66,30 @@ func vmrestore(t *testing.T, args ...string) (status int, stdout, stderr string)
 	var out, errs bytes.Buffer
 	status = run(t.Context(), args, strings.NewReader(""), &out, &errs)
 	return status, out.String(), errs.String()
+}
+
+// TestBoot runs the command that --boot-command prints, without a guest to run: QEMU opens the images, and writes to none.
+func TestBoot(t *testing.T) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("no qemu-system-x86_64 to boot with")
+	}
+	repo := filepath.Join(repository(t, "repo"), "repo")
+	status, command, errs := vmrestore(t, "--repo", repo, "--boot-command", "web1@latest")
+	if status != 0 {
+		t.Fatal(errs)
+	}
+	image := filepath.Join(repo, "web1", "20261122T090000Z.disk0.qcow2")
+	before, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("sh", "-c", strings.TrimSpace(command)+" -S -display none -monitor stdio")
+	c.Stdin = strings.NewReader("info block\nquit\n")
+	out, err := c.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "backing file") && !strings.Contains(string(out), "Backing file") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if after, err := os.ReadFile(image); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the image was written to: %v", err)
+	}
 }
