@@ -22,6 +22,8 @@ const (
 	greetingPatience = 3 * time.Second
 	// commandPatience bounds one command. None that is used here works for long; jobs tell of their end by events.
 	commandPatience = 60 * time.Second
+	// askEvery is how often QEMU is asked how far it is: not every change of state is an event.
+	askEvery = 20 * time.Millisecond
 	// maxReply bounds a line from QEMU: query-named-block-nodes of a machine with hundreds of disks has some MB.
 	maxReply = 64 << 20
 )
@@ -266,7 +268,7 @@ func (c *client) count(event string) int {
 
 // await waits until check is content, asking again after each event, and now and then without one.
 func (c *client) await(ctx context.Context, check func() (bool, error)) error {
-	tick := time.NewTicker(250 * time.Millisecond)
+	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
 		if ok, err := check(); ok || err != nil {

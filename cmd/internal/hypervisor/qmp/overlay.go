@@ -192,9 +192,8 @@ type job struct {
 	Error  string `json:"error"`
 }
 
-// maxAsked is how often a job is asked to complete, a quarter of a second apart or more often, before its refusal
-// counts.
-const maxAsked = 100
+// maxAsked is how often a job is asked to complete before its refusal counts.
+const maxAsked = 500
 
 // commit puts what the overlays hold back into the disks, and these back into the drives. A commit that another process
 // had begun is brought to its end.
