@@ -157,7 +157,7 @@ const someDomain = `<!-- made by hand -->
   <devices>
     <disk type='block' device='disk'>
       <driver name='qemu' type='qcow2'/>
-      <source dev='DIR/top.qcow2' index='1'/>
+      <source dev='DIR/top.qcow2' index='1'><encryption format='luks'><secret type='passphrase' uuid='6695eb01-f6a4-8304-79aa-97f2502e193f'/></encryption><reservations managed='yes'/></source>
       <backingStore type='file'><format type='raw'/><source file='DIR/base.raw'/><backingStore/></backingStore>
       <target dev='vda' bus='virtio'/>
     </disk>
@@ -229,6 +229,7 @@ func TestLibvirt(t *testing.T) {
 		"template":  {attr("os/nvram", "template"), "/usr/share/OVMF/OVMF_VARS.fd"},
 		"disk":      {attr("devices/disk[1]/source", "file"), folder + "/top.qcow2"},
 		"disk type": {attr("devices/disk[1]", "type"), "file"},
+		"key":       {attr("devices/disk[1]/source/encryption", "format") + attr("devices/disk[1]/source/reservations", "managed"), "luks(no element)"},
 		"backing":   {attr("//backingStore", "type"), "(no element)"},
 		"cd":        {attr("devices/disk[2]/source", "file"), "/iso/cd.iso"},
 		"link":      {attr("devices/interface/link", "state"), "down"},

@@ -131,10 +131,16 @@ func (c *Clone) rewriteDomainDisk(e *etree.Element, folder string) bool {
 	switch {
 	case o != nil && device != "cdrom" && device != "floppy" || o != nil && path != "":
 		e.CreateAttr("type", "file")
-		if src != nil {
-			e.RemoveChild(src)
+		if src == nil {
+			src = e.CreateElement("source")
 		}
-		e.CreateElement("source").CreateAttr("file", c.absolute(o))
+		src.Attr = nil
+		src.CreateAttr("file", c.absolute(o))
+		for _, child := range src.ChildElements() {
+			if child.Tag != "encryption" && child.Tag != "slices" { // those are of the image, others of the host
+				src.RemoveChild(child)
+			}
+		}
 	case device == "cdrom" || src == nil:
 	case device == "floppy":
 		e.RemoveChild(src)

@@ -290,6 +290,10 @@ func (r *command) object(p *props) bool {
 		for _, key := range []string{"mem-path", "share", "pmem", "align", "discard-data", "readonly"} {
 			p.delete(key)
 		}
+	case strings.HasPrefix(kind, "secret"):
+		if f := p.get("file"); f != "" {
+			p.set("file", r.place(f))
+		}
 	case strings.HasPrefix(kind, "filter-"), strings.HasPrefix(kind, "can-host"), kind == "input-linux", strings.HasPrefix(kind, "colo-"):
 		r.c.note("an object %s, which reaches into the host, is not in the clone", kind)
 		return false

@@ -62,6 +62,7 @@ func TestCommand(t *testing.T) {
 		{"-object|memory-backend-file,id=m,size=1G,mem-path=/dev/shm/m,share=on|-object|iothread,id=i|-object|filter-dump,id=f,file=/x|-mem-path|/x", "-object|memory-backend-ram,id=m,size=1G|-object|iothread,id=i"},
 		{`-object|{"qom-type":"memory-backend-file","id":"m","mem-path":"/x"}`, `-object|{"id":"m","qom-type":"memory-backend-ram"}`},
 		{"-audiodev|wav,id=a,path=/x|-fw_cfg|name=n,file=fw|-kernel|vmlinuz|-initrd|/boot/initrd|-append|root=/dev/vda quiet", "-audiodev|none,id=a|-fw_cfg|name=n,file=DIRDIR/fw|-kernel|DIR/vmlinuz|-initrd|/boot/initrd|-append|root=/dev/vda quiet"},
+		{"-object|secret,id=s,file=key", "-object|secret,id=s,file=DIRDIR/key"},
 		{"-L|/usr/share/x|-unknown|-M|none", "-L|/usr/share/x|-unknown|-M|none"},
 	} {
 		m := machine(t, "m", dir+"/d.qcow2|disk|raw", dir+"/data.raw|disk|raw", dir+"/vars.fd|firmware")
