@@ -258,3 +258,47 @@ func fakeMap(t *testing.T, tree string) []byte {
 	return fmt.Appendf(nil, `{"type":"image","id":0,"name":"","files":[%s]}`+"\n"+`{"type":"volume","id":0,"name":""}`+"\n%s"+`{"type":"end"}`+"\n",
 		strings.TrimPrefix(host.String(), ","), files.String())
 }
+
+// TestOptions: what the command line says of the machine reaches QEMU, and limits hold.
+func TestOptions(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("python3 is not installed")
+	}
+	vmmap, dir := build(t), t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		os.MkdirAll(filepath.Dir(path), 0o755)
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	play := "#!" + python + "\nimport os, sys, time\nopen('args', 'w').write(' '.join(sys.argv))\n"
+	write("hangs", play+"time.sleep(1000)")
+	write("floods", play+"while True: os.write(4, b'x' * 65536)")
+	write("panics", play+"print('Kernel panic - not syncing: x')")
+	write("x.img", strings.Repeat("x", 1<<20))
+	write("kernel", "")
+	write("boot/vmlinuz-6.1", "")
+	write("lib/modules/6.1/kernel/x", "")
+	for _, tt := range []struct{ options, args, said string }{
+		{"--qemu ./hangs --boot-timeout 1s", "", "the machine did not end within 1s and was stopped: --boot-timeout gives it more time"},
+		{"--qemu ./floods --boot-output 2", "", "the machine sent more than 2 MiB and was stopped: --boot-output allows more"},
+		{"--qemu ./panics --boot-memory 200", " -m 200 ", "the machine ended without a word; the last on its console: Kernel panic - not syncing: x"},
+		{"--qemu ./panics --accel kvm", " -accel kvm ", "Kernel panic"},
+		{"--qemu ./panics --kernel kernel --modules lib/modules/6.1", " -kernel kernel ", "Kernel panic"},
+		{"--qemu ./nowhere", "", "install QEMU (qemu-system-x86), or name its program with --qemu"},
+	} {
+		c := exec.Command(vmmap, append([]string{"--boot", "--accel", "tcg", "--kernel", "boot/vmlinuz-6.1"}, append(strings.Fields(tt.options), "x.img")...)...)
+		var out, said bytes.Buffer
+		c.Dir, c.Stdout, c.Stderr = dir, &out, &said
+		c.Run()
+		if c.ProcessState.ExitCode() != 4 || out.Len() > 0 || strings.Count(said.String(), "\n") != 1 || !strings.Contains(said.String(), tt.said) {
+			t.Errorf("%s: %v, said %q, want %q; %d bytes of a map", tt.options, c.ProcessState, said.String(), tt.said, out.Len())
+		}
+		if args, _ := os.ReadFile(filepath.Join(dir, "args")); !strings.Contains(string(args), tt.args) {
+			t.Errorf("%s: QEMU got %s", tt.options, args)
+		}
+	}
+}
