@@ -35,6 +35,9 @@ func Plan(t testing.TB, m hypervisor.Machine, r hypervisor.Request) (*mapfile.VM
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, ok := m.(hypervisor.Tracker); !ok {
+		t.Error("the machine can't be asked for what changed")
+	}
 	return vm, p
 }
 

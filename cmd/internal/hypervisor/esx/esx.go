@@ -94,6 +94,7 @@ func (h *host) machines(ctx context.Context) ([]mo.VirtualMachine, error) {
 }
 
 type machine struct {
+	hostfiles.Untracked
 	*object.VirtualMachine
 	host    *host
 	name    string

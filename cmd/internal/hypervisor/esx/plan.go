@@ -27,6 +27,7 @@ const (
 )
 
 func (m *machine) Plan(_ context.Context, vm *mapfile.VM, r hypervisor.Request) (*hypervisor.Plan, error) {
+	m.Of = vm
 	if vm.StateFound != "running" {
 		return &hypervisor.Plan{
 			Mode: hypervisor.Off, Method: "off, and seen to stay so",

@@ -29,6 +29,7 @@ func (driver) Name() string { return "files" }
 func (driver) List(context.Context) ([]string, error) { return nil, nil }
 
 type machine struct {
+	hostfiles.Untracked
 	paths []string
 	own   hostfiles.Steps
 	busy  error // why it isn't off
@@ -98,6 +99,7 @@ func Collect(vm *mapfile.VM, paths, allow []string) error {
 }
 
 func (m *machine) Plan(_ context.Context, vm *mapfile.VM, _ hypervisor.Request) (*hypervisor.Plan, error) {
+	m.Of = vm
 	if m.busy != nil {
 		return nil, fmt.Errorf("it is not off: %w; name the machine at its hypervisor, or shut it down", m.busy)
 	}

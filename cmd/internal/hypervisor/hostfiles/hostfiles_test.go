@@ -168,3 +168,14 @@ func TestWorkDir(t *testing.T) {
 		}
 	}
 }
+
+func TestUntracked(t *testing.T) {
+	u := Untracked{Of: &mapfile.VM{Files: []mapfile.VMFile{{Role: "disk", Disk: "vda"}, {Role: "backing", Disk: "vda"}}}}
+	lost, err := u.Changed(t.Context(), nil)
+	if d := cmp.Diff([]mapfile.Changed{{Disk: "vda", State: "lost", Reason: "not offered by this driver"}}, lost); d != "" || err != nil {
+		t.Error(d, err)
+	}
+	if u.Tracked(t.Context(), "x") == nil {
+		t.Error("a point counts as safe that was never tracked")
+	}
+}

@@ -28,6 +28,7 @@ func (driver) Name() string { return "libvirt" }
 
 // machine is a domain.
 type machine struct {
+	hostfiles.Untracked
 	virsh *program.Program
 	uri   string
 	uuid  string

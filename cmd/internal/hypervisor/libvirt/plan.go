@@ -26,6 +26,7 @@ const (
 )
 
 func (m *machine) Plan(ctx context.Context, vm *mapfile.VM, r hypervisor.Request) (*hypervisor.Plan, error) {
+	m.Of = vm
 	d, err := m.definition(ctx)
 	if err != nil {
 		return nil, err

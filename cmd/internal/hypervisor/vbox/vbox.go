@@ -28,6 +28,7 @@ type driver struct{}
 func (driver) Name() string { return "vbox" }
 
 type machine struct {
+	hostfiles.Untracked
 	manage *program.Program
 	uuid   string
 	name   string
@@ -191,6 +192,7 @@ const (
 )
 
 func (m *machine) Plan(_ context.Context, vm *mapfile.VM, r hypervisor.Request) (*hypervisor.Plan, error) {
+	m.Of = vm
 	hold := hostfiles.HoldStep(vm)
 	switch vm.StateFound {
 	case "off", "suspended":

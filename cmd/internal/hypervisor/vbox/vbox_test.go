@@ -300,3 +300,19 @@ func FuzzWord(f *testing.F) {
 		}
 	})
 }
+
+func FuzzSettings(f *testing.F) {
+	f.Add([]byte(settings))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := ParseSettings(b)
+		if err != nil {
+			return
+		}
+		s.Machine.Snapshot.states()
+		for _, d := range s.Disks() {
+			if len(d.Chain) > 0 && !strings.EqualFold(d.Chain[0].UUID, d.UUID) {
+				t.Errorf("%s is attached, and its chain begins with %s", d.UUID, d.Chain[0].UUID)
+			}
+		}
+	})
+}

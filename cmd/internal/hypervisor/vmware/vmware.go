@@ -33,6 +33,7 @@ type driver struct{}
 func (driver) Name() string { return "vmx" }
 
 type machine struct {
+	hostfiles.Untracked
 	vmrun *program.Program
 	path  string // of the .vmx
 	own   hostfiles.Steps
@@ -213,6 +214,7 @@ const (
 )
 
 func (m *machine) Plan(_ context.Context, vm *mapfile.VM, r hypervisor.Request) (*hypervisor.Plan, error) {
+	m.Of = vm
 	hold := hostfiles.HoldStep(vm)
 	if vm.StateFound != "running" {
 		return &hypervisor.Plan{Mode: hypervisor.Off, Method: "off, and seen to stay so", Steps: []hypervisor.Step{hold}}, nil
