@@ -1,4 +1,4 @@
-// Package vmware freezes machines of VMware Workstation and Player, through vmrun.
+// Package vmware freezes machines of VMware Workstation, Player and Fusion, through vmrun.
 //
 // It follows VMware's documentation of vmrun; it has not met the products themselves.
 package vmware
@@ -39,8 +39,8 @@ type machine struct {
 	own   hostfiles.Steps
 }
 
-// products are the kinds of host that vmrun connects to on this computer: Workstation, Player.
-var products = []string{"ws", "player"}
+// products are the kinds of host that vmrun connects to on this computer: Workstation, Player, Fusion.
+var products = []string{"ws", "player", "fusion"}
 
 // connect finds the product that is installed, and the machines that run there.
 func connect(ctx context.Context) (vmrun *program.Program, running []string, err error) {
