@@ -113,14 +113,16 @@ func (s *session) round(ctx context.Context, targets []string, following int) (e
 		defer s.close()
 		child = newChild(s.command, reader, s.t)
 		term.Command = child.done
-	} else if following > 0 {
+	} else {
 		fifo, err := hypervisor.NewRelease(s.engine.Dir)
 		if err != nil {
 			return err
 		}
 		defer fifo.Close()
 		term.Release = fifo.File
-		held[0].VM.Following, held[0].VM.Release = following, fifo.Path
+		for _, f := range held {
+			f.VM.Following, f.VM.Release = following, fifo.Path
+		}
 	}
 	frozen := 0
 	for i, f := range held {
@@ -139,7 +141,7 @@ func (s *session) round(ctx context.Context, targets []string, following int) (e
 	if err == nil {
 		end, err = s.hold(ctx, held, child, term)
 	}
-	if end != hypervisor.ReaderDone {
+	if end != hypervisor.ReaderDone || following == 0 {
 		if child != nil && end != hypervisor.CommandEnded {
 			child.kill()
 		}

@@ -431,6 +431,30 @@ func TestJournalFull(t *testing.T) {
 	l.journal = kept
 }
 
+// say tells vmfreeze that the clone stands on its own.
+func say(t *testing.T, fifo string) {
+	t.Helper()
+	f, err := os.OpenFile(fifo, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Write([]byte("\n"))
+	f.Close()
+}
+
+// TestSaid: somebody keeps the pipe open, and yet the reader is done.
+func TestSaid(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	r := l.start("", append(stopped, l.target())...)
+	vms, _ := r.records()
+	say(t, vms[0].Release)
+	if status := r.wait2(); status != 0 {
+		t.Errorf("status %d: %s", status, r.stderr.String())
+	}
+	l.sound()
+}
+
 // TestSeveral: machines one after the other, each released when its reader says so, and all at one instant.
 func TestSeveral(t *testing.T) {
 	t.Parallel()
@@ -445,12 +469,7 @@ func TestSeveral(t *testing.T) {
 	if len(vms) != 1 || vms[0].Following != 1 || vms[0].Release == "" || db.Status() != "running" || l.Status() != "paused" {
 		t.Fatalf("%+v", vms)
 	}
-	fifo, err := os.OpenFile(vms[0].Release, os.O_WRONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fifo.Write([]byte("\n"))
-	fifo.Close()
+	say(t, vms[0].Release)
 	var next mapfile.VM
 	for {
 		line, err := r.out.ReadBytes('\n')
@@ -488,6 +507,14 @@ func TestSeveral(t *testing.T) {
 	}
 	if status := r.done(); status != 0 || db.Status() != "running" {
 		t.Errorf("status %d: %s", status, r.stderr.String())
+	}
+	l.sound()
+
+	// Both die with vmfreeze, and both are let go by its one guard.
+	r = l.start("undo stop", append(append(stopped, "--together"), targets...)...)
+	r.records()
+	if status := r.done(); status != -1 || db.Status() != "running" {
+		t.Errorf("status %d, the other one is %s: %s", status, db.Status(), r.stderr.String())
 	}
 	l.sound()
 
@@ -547,8 +574,10 @@ func TestProcessNames(t *testing.T) {
 	}
 	other := p
 	other.Start++
-	if other.Alive() {
-		t.Error("another start time, and yet the same process")
+	booted := p
+	booted.Boot = "another"
+	if other.Alive() || booted.Alive() {
+		t.Error("another start time, or another boot, and yet the same process")
 	}
 	cmd.Process.Kill()
 	for range 100 {

@@ -33,9 +33,10 @@ type VM struct {
 	// ReflinkOnly says that the machine stands still and nobody allowed a long pause: its files are cloned by reflink,
 	// or not at all.
 	ReflinkOnly bool `json:"reflink_only,omitempty"`
-	// Following is how many machines come after this one is released: one stream (vm, end, hold...) a machine. Who
-	// reads them writes a byte into the FIFO Release when the clone stands on its own, and reads on; closing the pipe
-	// gives up the machines that follow. Both are absent where there is one stream only, which closing the pipe ends.
+	// Release is a FIFO into which who reads the records writes a byte when the clone stands on its own. Closing the pipe
+	// says so too, unless somebody in between keeps it open (tee, sudo, a shell).
+	// Following is how many machines come then, each a stream of its own (vm, end, hold...): who wants them says it by
+	// the FIFO and reads on; closing the pipe gives them up.
 	Following int    `json:"following,omitempty"`
 	Release   string `json:"release,omitempty"`
 }

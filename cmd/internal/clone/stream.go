@@ -180,12 +180,21 @@ func (s *Stream) Held() error {
 // that their record names that they may.
 func (s *Stream) Release() error {
 	vm := s.last[len(s.last)-1].VM
-	if vm.Following == 0 || vm.Release == "" {
-		return s.Close()
-	}
-	f, err := os.OpenFile(vm.Release, os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
+	err := tell(vm.Release)
+	switch {
+	case vm.Following == 0:
+		return s.Close() // which says it too, unless somebody in between keeps the pipe open
+	case err != nil:
 		return errors.Join(fmt.Errorf("%s: vmfreeze can't be told to go on to the next machine: %w", vm.Name, err), s.Close())
+	}
+	return nil
+}
+
+// tell writes into a FIFO that vmfreeze reads.
+func tell(fifo string) error {
+	f, err := os.OpenFile(fifo, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
 	}
 	defer f.Close()
 	_, err = f.Write([]byte{'\n'})
