@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -40,8 +42,12 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 	if err != nil {
 		return err
 	}
-	if len(args) == 0 {
-		if machines, err = readClones(t); err != nil {
+	host, err := o.hostOptions(t)
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 && (len(o.host) == 0 || piped(t.Stdin)) {
+		if machines, err = readClones(t, len(o.host) > 0); err != nil {
 			return err
 		}
 	}
@@ -65,6 +71,19 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 		made++
 		if err := report(t, w, p); err != nil {
 			return err
+		}
+	}
+	if len(o.host) > 0 {
+		switch p, err := o.backupHost(ctx, t, s, w, host, opts, &made); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			failed = append(failed, err)
+		default:
+			made++
+			if err := report(t, w, p); err != nil {
+				return err
+			}
 		}
 	}
 	// One machine's trouble doesn't keep the others from their points.
@@ -168,15 +187,30 @@ func fromArgs(args []string) ([]*machine, error) {
 	return list, nil
 }
 
-// readClones gives the machines of the clone records on stdin, once their stream is whole.
-func readClones(t *cli.Term) ([]*machine, error) {
+// piped tells whether somebody may have sent something.
+func piped(stdin io.Reader) bool {
+	f, ok := stdin.(*os.File)
+	if !ok {
+		return true
+	}
+	st, err := f.Stat()
+	return err == nil && st.Mode()&os.ModeCharDevice == 0
+}
+
+// readClones gives the machines of the clone records on stdin, once their stream is whole. Where none may be enough, an
+// empty stream is no error.
+func readClones(t *cli.Term, none bool) ([]*machine, error) {
 	in, err := t.Input("-")
 	if err != nil {
 		return nil, cli.Usagef("no MACHINE=IMAGE is given, and stdin is a terminal")
 	}
 	defer in.Close()
+	buf := bufio.NewReader(in)
+	if _, err := buf.Peek(1); none && errors.Is(err, io.EOF) {
+		return nil, nil
+	}
 	var list []*machine
-	for r := mapfile.NewReader(in); ; {
+	for r := mapfile.NewReader(buf); ; {
 		record, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			break

@@ -19,6 +19,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 const help = `Usage: vmbackup --repo REPO [OPTION]... MACHINE=IMAGE...
        vmfreeze VM | vmclone -C DIR | vmbackup --repo REPO [OPTION]...
+       vmbackup --repo REPO --host PATH [OPTION]...
 
 Makes a point of each machine in a repository: a QCOW2 image of every disk, which QEMU can
 open and boot, with a map of the guest's files and a hash of every cluster. The first point
@@ -41,11 +42,21 @@ clone records are read from stdin. A point is there when it is whole, or not at 
       --cluster SIZE       cluster size of full points: 4K to 2M (64K)
       --chain N            make a full point where N points build on one another (30)
       --verify HOW         read back files of the point: sample, full, none
+
+Options for this host's own files:
+      --host PATH          back up this host's PATH, a folder or a file, too; as PATH=NAME under
+                           the name NAME, as which a snapshot's folder is kept (repeatable)
+      --host-name NAME     the machine that they are a point of, instead of the host's name
+      --exclude PATTERN    leave out what matches: an absolute path with *, ?, [] and **
+                           (repeatable)
+      --exact              keep guests' disk images among them as they are, byte for byte, instead
+                           of as points of their machines
 ` + cli.InputHelp + cli.CommonHelp + `
 Examples:
   vmbackup --repo /backup web1=web1.qcow2
   vmfreeze --track web1 | vmclone -C /fast --keep-previous 1 | vmbackup --repo /backup
   vmbackup --repo s3://backup/site1 --verify full db1=system.raw db1=data.raw
+  vmbackup --repo /backup --host /etc --host /srv --exclude '/srv/tmp/**'
   qemu-img check /backup/web1/20261122T090000Z.disk0.qcow2
 `
 
@@ -65,6 +76,10 @@ type options struct {
 	cluster     string
 	chain       int
 	verify      string
+	host        []string
+	hostName    string
+	exclude     []string
+	exact       bool
 }
 
 func command() *cli.Command {
@@ -84,6 +99,10 @@ func command() *cli.Command {
 	f.StringVar(&o.cluster, "cluster", "", "")
 	f.IntVar(&o.chain, "chain", 30, "")
 	f.StringVar(&o.verify, "verify", "sample", "")
+	f.StringArrayVar(&o.host, "host", nil, "")
+	f.StringVar(&o.hostName, "host-name", "", "")
+	f.StringArrayVar(&o.exclude, "exclude", nil, "")
+	f.BoolVar(&o.exact, "exact", false, "")
 	o.input.Register(f)
 	c.Run = o.run
 	return c

@@ -78,12 +78,20 @@ type maker struct {
 	survey  survey
 	mapFile StoredFile
 	names   []string // of files that were written
+	host    bool     // the machine is this host, whose files lie in one disk
 	// fallback says why no point is built upon, though there is one.
 	fallback string
 }
 
 // Backup makes a point of a machine.
 func Backup(ctx context.Context, s Store, m *Machine, o Options) (*Point, error) {
+	b := &maker{Options: o, s: s, m: m}
+	return b.run(ctx, b.make)
+}
+
+// run makes a point by make, which is given the points that there are, and commits it.
+func (b *maker) run(ctx context.Context, make func(context.Context, []*Point) error) (*Point, error) {
+	s, m := b.s, b.m
 	if err := ValidMachine(m.Name); err != nil {
 		return nil, err
 	}
@@ -98,21 +106,19 @@ func Backup(ctx context.Context, s Store, m *Machine, o Options) (*Point, error)
 	}
 	if err != nil {
 		// The files of a point that can't be read look like those of none.
-		o.Warn("%s: what interrupted runs left is not removed: %v", m.Name, err)
-	} else if err := tidy(ctx, s, m.Name, points, o.Warn); err != nil {
+		b.Warn("%s: what interrupted runs left is not removed: %v", m.Name, err)
+	} else if err := tidy(ctx, s, m.Name, points, b.Warn); err != nil {
 		return nil, err
 	}
-	b := &maker{Options: o, s: s, m: m, p: &Point{Version: PointVersion, Machine: m.Name, Tool: o.Tool, Run: o.Run, At: m.At.UTC(), Clone: m.Raw}}
-	b.p.Name = NewPointName(m.At, points)
 	start := time.Now()
-	if err := b.make(ctx, points); err != nil {
-		// What is left after that, the next run removes.
-		s.Remove(context.WithoutCancel(ctx), b.names...)
-		return nil, fmt.Errorf("%s: %w", m.Name, err)
+	b.p = &Point{Version: PointVersion, Machine: m.Name, Name: NewPointName(m.At, points), Tool: b.Tool, Run: b.Run, At: m.At.UTC(), Clone: m.Raw}
+	if err = make(ctx, points); err == nil {
+		b.p.Made = time.Now().UTC()
+		b.p.Seconds = time.Since(start).Seconds()
+		err = WritePoint(ctx, s, b.p, true)
 	}
-	b.p.Made = time.Now().UTC()
-	b.p.Seconds = time.Since(start).Seconds()
-	if err := WritePoint(ctx, s, b.p, true); err != nil {
+	if err != nil {
+		// What is left after that, the next run removes.
 		s.Remove(context.WithoutCancel(ctx), b.names...)
 		return nil, fmt.Errorf("%s: %w", m.Name, err)
 	}
@@ -154,16 +160,8 @@ func (b *maker) make(ctx context.Context, points []*Point) error {
 	} else if err := b.look(ctx, false); err != nil {
 		return err
 	}
-	if why != "" {
-		if b.Incremental {
-			return fmt.Errorf("no incremental point can be made: %s", why)
-		}
-		if b.chain = nil; len(points) > 0 && !b.Full {
-			b.Warn("%s: a full point is made: %s", b.m.Name, why)
-		}
-	}
-	if why != "" && len(points) > 0 && !b.Full {
-		b.fallback = why
+	if err := b.fall(why, len(points) > 0); err != nil {
+		return err
 	}
 	err := b.disks(ctx)
 	if x := (*wrongParent)(nil); errors.As(err, &x) && !b.Incremental {
@@ -186,6 +184,21 @@ func (b *maker) make(ctx context.Context, points []*Point) error {
 		}
 	}
 	return err
+}
+
+// fall makes the point a full one, where there is a reason.
+func (b *maker) fall(why string, before bool) error {
+	switch {
+	case why == "":
+		return nil
+	case b.Incremental:
+		return fmt.Errorf("no incremental point can be made: %s", why)
+	}
+	if b.chain = nil; before && !b.Full {
+		b.Warn("%s: a full point is made: %s", b.m.Name, why)
+		b.fallback = why
+	}
+	return nil
 }
 
 // hinted tells whether a disk's changes were taken from somewhere.
@@ -273,7 +286,7 @@ func (b *maker) choose(points []*Point) string {
 		switch {
 		case was.Name != is.Name:
 			return fmt.Sprintf("disk %d was %s and is %s", i, was.Name, is.Name)
-		case was.Size != is.Size:
+		case was.Size != is.Size && !b.host:
 			return fmt.Sprintf("%s had %d bytes and has %d", is.Name, was.Size, is.Size)
 		case b.Cluster != 0 && was.Cluster != b.Cluster:
 			return fmt.Sprintf("%s has clusters of %d bytes", is.Name, was.Cluster)
@@ -325,7 +338,7 @@ func (b *maker) look(ctx context.Context, compare bool) error {
 			b.survey.parent = parent
 		}
 	}
-	w, err := b.create(ctx, b.p.Name+".disk0"+mapEnd)
+	w, err := b.create(ctx, b.stem(0)+mapEnd)
 	if err != nil {
 		return err
 	}
@@ -382,10 +395,18 @@ func notParent(err error) error {
 	return err
 }
 
+// stem gives what the names of the files of disk n begin with.
+func (b *maker) stem(n int) string {
+	if b.host {
+		return b.p.Name + ".files"
+	}
+	return fmt.Sprintf("%s.disk%d", b.p.Name, n)
+}
+
 // image writes the image of disk n. hint is nil where all is read.
 func (b *maker) image(ctx context.Context, n int, hint *ranges) error {
 	d := &b.p.Disks[n]
-	name := fmt.Sprintf("%s.disk%d", b.p.Name, n)
+	name := b.stem(n)
 	know := b.survey.disks[n]
 	r := &imageRun{
 		src: b.m.Images[n], size: d.Size, cluster: d.Cluster, quiet: know.quiet, hint: hint, sample: b.Sample,

@@ -156,16 +156,18 @@ func (r *imageRun) plan(do func(step) error) error {
 		s := step{i: i, n: total - i}
 		if r.parent != nil {
 			var err error
-			if s.was, err = r.parent.At(i, s.n); err != nil {
+			if s.was, err = r.parent.At(min(i, r.parent.end), s.n); err != nil {
 				return notParent(err)
 			}
-			s.n = s.was.N
+			if s.was.N > 0 {
+				s.n = s.was.N
+			}
 		}
 		if err := r.decide(&s); err != nil {
 			return err
 		}
-		if r.was != nil {
-			r.was.Add(s.was.Sum, s.n)
+		if r.was != nil { // the disk may have grown since
+			r.was.Add(s.was.Sum, min(s.n, max(r.parent.end-i, 0)))
 		}
 		i += s.n
 		if err := do(s); err != nil {
@@ -233,7 +235,7 @@ func (r *imageRun) look(s *step) error {
 			break
 		}
 		n := e.Len
-		if e.Kind == formats.Data {
+		if e.Kind == formats.Data && e.File != nil {
 			n = min(r.holes.At(e.File, e.Off), n)
 		} else if e.Kind != formats.Zero {
 			break

@@ -2,11 +2,8 @@ package repo
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
-	"hash"
 	"hash/maphash"
 	"io"
 	"path"
@@ -15,7 +12,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"vmkit/formats"
-	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
 )
@@ -334,39 +330,13 @@ type parentMap struct {
 	done    bool
 }
 
-// openMap reads the map of a point, which several disks may share. Its end is an error where the file is not what the
-// point says.
+// openMap reads the map of a point, which several disks may share.
 func openMap(ctx context.Context, s Store, p *Point, f StoredFile) (*mapfile.Reader, func(), error) {
-	name := path.Join(p.Machine, f.Name)
-	o, err := s.Open(ctx, name)
+	m, err := OpenMap(ctx, s, p, f)
 	if err != nil {
 		return nil, nil, err
 	}
-	sum := &sumReader{r: io.NewSectionReader(o, 0, o.Size()), hash: sha256.New(), want: f.SHA256, what: Path(s, name)}
-	z, err := zstd.NewReader(sum, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(64<<20))
-	if err != nil {
-		o.Close()
-		return nil, nil, err
-	}
-	return mapfile.NewReader(z), func() { z.Close(); o.Close() }, nil
-}
-
-// sumReader ends with an error where what was read is not what it should be.
-type sumReader struct {
-	r          io.Reader
-	hash       hash.Hash
-	want, what string
-}
-
-func (s *sumReader) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	s.hash.Write(p[:n])
-	if err == io.EOF {
-		if got := hex.EncodeToString(s.hash.Sum(nil)); got != s.want {
-			return n, ondisk.Corrupt(s.what, "sha256", -1, got)
-		}
-	}
-	return n, err
+	return mapfile.NewReader(m), func() { m.Close() }, nil
 }
 
 // openParent opens the parent's map, as far as its volumes.
