@@ -8,6 +8,7 @@ import (
 	"vmkit/formats/codec"
 	"vmkit/formats/ondisk"
 	"vmkit/fsmap"
+	"vmkit/fsmap/internal/names"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -241,6 +242,12 @@ func (f *fs) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
 	err = t.scan(key{n.Ref.ID, tDirIndex, 0}, key{n.Ref.ID, tDirIndex, maxOff}, func(x item) bool {
 		more := true
 		if e := eachDirItem(x.data, func(d dirItem) bool {
+			if !names.Usable(d.name) {
+				if bad == nil {
+					bad = ondisk.Corrupt("btrfs directory", fmt.Sprintf("%d: name", n.Ref.ID), x.at, fmt.Sprintf("%q", d.name))
+				}
+				return true
+			}
 			entry := fsmap.Entry{Name: d.name, Ref: fsmap.Ref{Tree: n.Ref.Tree, ID: d.location.id}}
 			if int(d.typ) < len(kinds) {
 				entry.Kind = kinds[d.typ]
