@@ -1,12 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -100,5 +105,59 @@ func TestInterrupted(t *testing.T) {
 	}
 	if got := left(t); len(got) > 0 {
 		t.Errorf("left behind: %q", got)
+	}
+}
+
+// TestKilledAnywhere kills vmclone at any moment, as often as VMCLONE_KILLS says: what has the clone's name is whole.
+func TestKilledAnywhere(t *testing.T) {
+	kills := 5
+	if n := os.Getenv("VMCLONE_KILLS"); n != "" {
+		var err error
+		if kills, err = strconv.Atoi(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(t.TempDir())
+	content := make([]byte, 12<<20)
+	for i := range content {
+		content[i] = byte(rand.Uint32())
+	}
+	if err := os.WriteFile("disk.img", content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	took, whole := time.Duration(0), 0
+	for i := range kills {
+		cmd := exec.Command("vmclone", "-C", "out", "--name", "c", "--checksum", "disk.img")
+		begun := time.Now()
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 { // the first shows how long it takes
+			time.AfterFunc(time.Duration(rand.Int64N(int64(took*5/4))), func() { cmd.Process.Kill() })
+		}
+		if cmd.Wait(); i == 0 {
+			took = time.Since(begun)
+		}
+		switch got, err := os.ReadFile("out/c/c.img"); {
+		case err == nil:
+			record, err := os.ReadFile("out/c/clone.json")
+			sums, err2 := os.ReadFile("out/c/SHA256SUMS")
+			if !bytes.Equal(got, content) || errors.Join(err, err2) != nil || !bytes.HasSuffix(record, []byte("\"problems\":0}\n")) || !bytes.HasSuffix(sums, []byte("  c.img\n")) {
+				t.Fatalf("kill %d: half a clone: %d bytes, record %s, %v", i, len(got), record, err)
+			}
+			whole++
+			if err := os.RemoveAll("out/c"); err != nil {
+				t.Fatal(err)
+			}
+		case !errors.Is(err, fs.ErrNotExist):
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d of %d runs came to their end", whole, kills)
+	if out, err := exec.Command("vmclone", "-C", "out", "--name", "c", "disk.img").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := left(t); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("after the last run: %q", got)
 	}
 }

@@ -3,6 +3,7 @@ package clone
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"vmkit/fsmap/mapfile"
@@ -291,5 +293,36 @@ func TestPrune(t *testing.T) {
 	}
 	if removed, _ := Prune(clones[6], 0); !slices.Equal(removed, []string{clones[5].Folder}) {
 		t.Errorf("free again: removed %q", removed)
+	}
+}
+
+// TestConcurrent: runs in one folder don't take one another's clones for left over.
+func TestConcurrent(t *testing.T) {
+	t.Chdir(t.TempDir())
+	g := new(errgroup.Group)
+	for worker := range 4 {
+		g.Go(func() error {
+			for i := range 25 {
+				s, err := newStage("out", fmt.Sprintf("%d-%d", worker, i))
+				if err != nil {
+					return err
+				}
+				if err := os.WriteFile(s.path("disk"), []byte("x"), 0o600); err != nil {
+					return err
+				}
+				if i%2 == 0 {
+					s.discard()
+				} else if err := s.commit([]byte("record")); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if got := left(t, "out"); len(got) != 4*12 {
+		t.Errorf("%d clones: %q", len(got), got)
 	}
 }
