@@ -252,6 +252,20 @@ func TestNTFS(t *testing.T) {
 	if p := points[4]; p.Parent != points[3].Name || p.Disks[0].Format != "qcow2" || p.Stored > 2<<20 {
 		t.Errorf("the last point: %+v", p)
 	}
+	// Without what is free the files are what they were.
+	p := backup(t, "--repo", repoDir, "--full", "--verify", "full", "win="+img)
+	if p.Disks[0].LeftOut < 10<<20 {
+		t.Errorf("only %d bytes are left out", p.Disks[0].LeftOut)
+	}
+	restored := filepath.Join(dir, "restored.raw")
+	formatstest.Exec(t, "qemu-img", "convert", "-O", "raw", image(repoDir, p, 0), restored)
+	formatstest.Exec(t, "ntfsfix", "-n", restored)
+	for i := range 4 {
+		name := fmt.Sprintf("file%d", i)
+		if !bytes.Equal(formatstest.Exec(t, "ntfscat", raw, name), formatstest.Exec(t, "ntfscat", restored, name)) {
+			t.Errorf("%s differs", name)
+		}
+	}
 }
 
 // ranges writes a file of changed ranges.

@@ -12,7 +12,7 @@ import (
 )
 
 // Free compares what the file system of an image calls free with what Sleuth Kit's blkls does, whose units are unit
-// bytes. It skips the test where blkls is absent.
+// bytes, or, for 0, the file system's blocks. It skips the test where blkls is absent.
 func Free(t *testing.T, d fsmap.Driver, path string, unit int64) {
 	t.Helper()
 	if _, err := exec.LookPath("blkls"); err != nil {
@@ -30,6 +30,9 @@ func Free(t *testing.T, d fsmap.Driver, path string, unit int64) {
 	fs, err := d.Open(f, st.Size(), fsmap.Options{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if unit == 0 {
+		unit = fs.Info().BlockSize
 	}
 	got := make([]byte, st.Size()/unit+1)
 	end := int64(0)

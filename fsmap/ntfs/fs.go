@@ -42,6 +42,9 @@ type fs struct {
 	disk       io.ReaderAt     // where there is an overlay, the volume without it
 	changed    []int64         // the sectors that the log changed, in order
 
+	// doubtful says why the bitmap of clusters can't be relied upon.
+	doubtful string
+
 	sdsOnce sync.Once
 	owners  map[uint32]owner
 	sdsErr  error
@@ -306,7 +309,8 @@ func (f *fs) readVolume() {
 			f.major = v[viMajor]
 			f.info.Extra["version"] = fmt.Sprintf("%d.%d", v[viMajor], v[viMinor])
 			if le.Uint16(v[viFlags:])&volDirty != 0 {
-				f.note("the dirty flag is set: Windows would check this volume")
+				f.doubtful = "the dirty flag is set: Windows would check this volume"
+				f.note("%s", f.doubtful)
 			}
 		}
 	}

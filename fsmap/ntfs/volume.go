@@ -116,7 +116,8 @@ func (f *fs) findHibernation() {
 	r.Reset(4)
 	magic := make([]byte, 4)
 	if f.Runs(&n, nil, &r) == nil && f.readRuns(r.List, magic) == nil && strings.EqualFold(string(magic), "hibr") {
-		f.note("Windows is hibernated: its memory (hiberfil.sys) holds newer state than the volume")
+		f.doubtful = "Windows is hibernated: its memory (hiberfil.sys) holds newer state than the volume"
+		f.note("%s", f.doubtful)
 	}
 }
 
