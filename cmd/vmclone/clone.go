@@ -102,7 +102,33 @@ func (s *session) held(ctx context.Context) error {
 // lease is what holds machines while their data is copied.
 type lease interface {
 	Held() error    // an error where they are not held any more
-	Release() error // lets them go
+	Release() error // lets them go; an error where it turns out that they had not been held
+}
+
+// watchEvery is how often a lease is looked at while data is copied.
+const watchEvery = 200 * time.Millisecond
+
+// watch gives a context that ends when machines are held no more: what is copied after that is for nothing.
+func watch(ctx context.Context, held lease) (context.Context, func()) {
+	watched, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-watched.Done():
+				return
+			case <-time.After(watchEvery):
+				if err := held.Held(); err != nil {
+					cancel(err)
+				}
+			}
+		}
+	}()
+	return watched, func() {
+		cancel(nil)
+		<-done
+	}
 }
 
 // round clones machines that are held together.
@@ -114,10 +140,15 @@ func (s *session) round(ctx context.Context, machines []*clone.Machine, held lea
 			c.Discard()
 		}
 	}()
+	watched, stop := watch(ctx, held)
+	defer stop()
 	for _, m := range machines {
-		c, err := clone.Start(ctx, m, &s.clone)
+		c, err := clone.Start(watched, m, &s.clone)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if err != nil && watched.Err() != nil {
+			err = fmt.Errorf("%w; its clone was discarded", context.Cause(watched))
 		}
 		if err != nil {
 			s.failed = append(s.failed, fmt.Errorf("%s: %w", m.VM.Name, err))
@@ -125,9 +156,10 @@ func (s *session) round(ctx context.Context, machines []*clone.Machine, held lea
 		}
 		started, vms = append(started, c), append(vms, m.VM)
 	}
+	stop()
 	err := held.Held()
-	if e := held.Release(); err == nil {
-		err = e
+	if err == nil {
+		err = held.Release()
 	}
 	if errors.Is(err, clone.ErrReleased) {
 		for _, vm := range vms {
@@ -237,7 +269,9 @@ type still struct {
 	steps []hypervisor.Step
 }
 
-func (l *still) Held() error {
+func (l *still) Held() error { return nil }
+
+func (l *still) Release() error {
 	for i := range l.steps {
 		if err := l.m.Undo(context.Background(), &l.steps[i]); err != nil {
 			return fmt.Errorf("%w: %w", clone.ErrReleased, err)
@@ -245,8 +279,6 @@ func (l *still) Held() error {
 	}
 	return nil
 }
-
-func (l *still) Release() error { return nil }
 
 // describe tells people of a clone.
 func describe(w io.Writer, r *mapfile.Clone) {

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"vmkit/cmd/internal/cli/clitest"
+	"vmkit/cmd/internal/clone"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -35,5 +39,33 @@ func TestDescribe(t *testing.T) {
 		if b.String() != want {
 			t.Errorf("%s\nwant %s", b.String(), want)
 		}
+	}
+}
+
+// lost is a lease that hangs up after some looks at it.
+type lost struct{ looks atomic.Int32 }
+
+func (l *lost) Held() error {
+	if l.looks.Add(1) > 2 {
+		return clone.ErrReleased
+	}
+	return nil
+}
+
+func (l *lost) Release() error { return nil }
+
+// TestWatch: copying ends when nobody holds the machine any more.
+func TestWatch(t *testing.T) {
+	l := &lost{}
+	ctx, stop := watch(t.Context(), l)
+	<-ctx.Done()
+	if err := context.Cause(ctx); !errors.Is(err, clone.ErrReleased) {
+		t.Error(err)
+	}
+	stop()
+	ctx, stop = watch(t.Context(), &lost{})
+	stop()
+	if err := context.Cause(ctx); errors.Is(err, clone.ErrReleased) {
+		t.Error(err)
 	}
 }
