@@ -23,6 +23,7 @@ import (
 func (g *guest) open() hypervisor.Machine { return drivertest.Open(g.t, New(), g.target) }
 
 func TestDescribe(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t).define()
 	for _, state := range []string{"off", "running", "paused", "suspended"} {
 		switch state {
@@ -92,6 +93,7 @@ func TestOpen(t *testing.T) {
 // TestModes goes through each mode, from each state that a machine may be found in: while it is held its files stand
 // still, afterwards all is as before, and nothing that it wrote is lost.
 func TestModes(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t).start()
 	for _, found := range []string{"running", "paused"} {
 		if found == "paused" {
@@ -163,6 +165,7 @@ func checkKept(t *testing.T, g *guest, vm *mapfile.VM) {
 }
 
 func TestOff(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t).define()
 	m := g.open()
 	vm, p := drivertest.Plan(t, m, hypervisor.Request{Mode: hypervisor.Pause})
@@ -182,6 +185,7 @@ func TestOff(t *testing.T) {
 // TestFromJournal has another process take back what one left that was killed: in each step, when it had done nothing of
 // it yet, and when it had done it and could not say so.
 func TestFromJournal(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t).start()
 	g.write(1)
 	for _, mode := range []hypervisor.Mode{"snapshot", "pause", "suspend"} {
@@ -219,6 +223,7 @@ func frozen(t *testing.T, g *guest) *hypervisor.Plan {
 
 // TestCommitInterrupted takes back an overlay at each place at which taking it back may have been interrupted.
 func TestCommitInterrupted(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t).start()
 	for _, place := range []string{"committing", "level", "marked", "back", "off"} {
 		p := frozen(t, g)
@@ -255,6 +260,7 @@ func TestCommitInterrupted(t *testing.T) {
 
 // TestCrash has QEMU die while the machine is frozen.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	for mode, state := range map[hypervisor.Mode]string{"snapshot": "shut off", "pause": "shut off"} {
 		g := newGuest(t).start()
 		var p *hypervisor.Plan
@@ -278,6 +284,7 @@ func TestCrash(t *testing.T) {
 
 // TestRestarted has the machine started anew while it is frozen: what is done to that run is not vmfreeze's.
 func TestRestarted(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t).start()
 	m := g.open()
 	_, p := drivertest.Plan(t, m, hypervisor.Request{Mode: hypervisor.Pause})
@@ -290,6 +297,7 @@ func TestRestarted(t *testing.T) {
 
 // TestParted has the machine started from its base while the overlay holds writes: only its owner can say which count.
 func TestParted(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t).start()
 	p := frozen(t, g)
 	g.sh("destroy", g.name)
@@ -316,6 +324,7 @@ func TestParted(t *testing.T) {
 
 // TestTransient freezes a machine that was never defined, and that is no more once it ends.
 func TestTransient(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t)
 	if _, err := g.virsh.Feed(t.Context(), g.definition(), "create", "/dev/stdin"); err != nil {
 		t.Fatal(err)
@@ -344,6 +353,7 @@ func TestTransient(t *testing.T) {
 }
 
 func TestRefuse(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t).start()
 	m := g.open()
 	vm, p := drivertest.Plan(t, m, hypervisor.Request{Mode: hypervisor.Snapshot, Quiesce: true})

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -62,7 +63,7 @@ mount --bind "$T/cache" /var/cache/libvirt
 exec libvirtd -f /etc/libvirt/libvirtd.conf -p "$T/run/libvirtd.pid"
 `
 
-// virsh gives the URI of a running libvirtd, and skips the test where none can be had.
+// uri gives the URI of a running libvirtd, and skips the test where none can be had.
 func uri(t *testing.T) string {
 	t.Helper()
 	startOnce.Do(startDaemon)
@@ -163,6 +164,8 @@ type guest struct {
 	xml    string // before it was ever frozen
 }
 
+var guests atomic.Int32
+
 const definition = `<domain type='qemu'>
  <name>%s</name>
  <memory unit='MiB'>16</memory>
@@ -183,7 +186,7 @@ func newGuest(t *testing.T) *guest {
 	dir := t.TempDir()
 	g := &guest{
 		t: t, virsh: &program.Program{Name: "virsh", Args: []string{"-q", "-c", u}}, dir: dir,
-		name: `wéb "1" & 'co', ` + fmt.Sprint(time.Now().UnixNano()%1e6),
+		name: `wéb "1" & 'co', ` + fmt.Sprint(guests.Add(1)),
 		disk: filepath.Join(dir, `wéb, "1" 'x'.qcow2`), raw: filepath.Join(dir, "data.img"),
 	}
 	g.target = u + "/" + g.name
