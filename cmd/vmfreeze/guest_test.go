@@ -232,6 +232,22 @@ func TestGuest(t *testing.T) {
 			}
 		})
 	}
+	t.Run("overlay full", func(t *testing.T) {
+		g.t = t
+		r := g.lab.start("", "-m", "snapshot", "--work", mountTmpfs(t, "1m"), g.target())
+		r.records()
+		for g.Status() == "running" {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if s := g.Status(); s != "io-error" {
+			t.Fatalf("the machine is %s", s)
+		}
+		if status := r.done(); status != 0 || g.Status() != "running" {
+			t.Fatalf("status %d, the machine is %s: %s", status, g.Status(), r.stderr.String())
+		}
+		last, _ := g.synced()
+		g.await(t, last+20)
+	})
 	g.t = t
 	g.Quit()
 	qemutest.Img(t, g.Dir, "check", "-q", "guest.qcow2")

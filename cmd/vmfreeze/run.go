@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"text/tabwriter"
 
@@ -16,6 +17,16 @@ import (
 func (o *options) run(ctx context.Context, t *cli.Term, targets, command []string) error {
 	if err := o.check(targets, command); err != nil {
 		return err
+	}
+	// Whoever takes things back may be in another folder.
+	for _, path := range []*string{&o.work, &o.agent} {
+		if *path != "" {
+			abs, err := filepath.Abs(*path)
+			if err != nil {
+				return err
+			}
+			*path = abs
+		}
 	}
 	dir, err := hypervisor.JournalDir()
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"vmkit/fsmap/mapfile"
@@ -54,8 +55,17 @@ func (f *Freeze) claim(ctx context.Context) (err error) {
 	if f.lock, err = lockMachine(f.engine.Dir, f.VM); err != nil {
 		return err
 	}
-	list, errs := Journals(f.engine.Dir)
+	list, unread := Journals(f.engine.Dir)
 	prune(list)
+	var errs []error
+	for _, err := range unread {
+		// One of this machine may hold what has to be taken back; another machine's is none of its business.
+		if strings.Contains(err.Error(), key(f.VM)) {
+			errs = append(errs, err)
+		} else {
+			f.engine.Warn("%v", err)
+		}
+	}
 	for _, j := range list {
 		if j.VM.Target != f.VM.Target || j.Ended {
 			continue

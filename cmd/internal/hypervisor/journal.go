@@ -41,7 +41,7 @@ type Journal struct {
 }
 
 // keepJournals is how long the journals of freezes that ended are kept.
-const keepJournals = 30 * 24 * time.Hour
+const keepJournals = 7 * 24 * time.Hour
 
 // JournalDir gives the folder of the journals, which outlives a reboot: $VMKIT_JOURNAL, /var/lib/vmkit/journal for
 // root, $XDG_STATE_HOME/vmkit for others.
@@ -189,7 +189,7 @@ func Journals(dir string) (list []*Journal, errs []error) {
 			continue
 		}
 		if err != nil {
-			errs = append(errs, err)
+			errs = append(errs, fmt.Errorf("journal: %w", err))
 			continue
 		}
 		list = append(list, j)

@@ -114,7 +114,7 @@ func (m *machine) Describe(ctx context.Context) (*mapfile.VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.disks, m.foreign = nil, nil
+	m.disks, m.foreign, m.notes = nil, nil, nil
 	open := m.openFiles()
 	for i := range drives {
 		d := disk{blockDevice: drives[i], name: drives[i].name(), role: mapfile.RoleDisk}
@@ -142,7 +142,7 @@ func (m *machine) Describe(ctx context.Context) (*mapfile.VM, error) {
 	for _, tpm := range m.options("-tpmdev") {
 		vm.Notes = append(vm.Notes, "the state of its TPM is not among the files: "+tpm)
 	}
-	vm.Notes = append(vm.Notes, m.foreign...)
+	vm.Notes = slices.Concat(vm.Notes, m.foreign, m.notes)
 	return vm, nil
 }
 
@@ -152,7 +152,12 @@ func (m *machine) chain(d *disk, open map[fileID]bool) []mapfile.VMFile {
 	add := func(name, role, format string, size int64) bool {
 		path, err := m.local(name, open)
 		if err != nil {
-			m.foreign = append(m.foreign, fmt.Sprintf("%s: %v", d.name, err))
+			what := fmt.Sprintf("%s: %v", d.name, err)
+			if d.role == mapfile.RoleMedia {
+				m.notes = append(m.notes, what)
+			} else {
+				m.foreign = append(m.foreign, what)
+			}
 			return false
 		}
 		files = append(files, mapfile.VMFile{Path: path, Role: role, Format: format, Disk: d.name, Size: size})

@@ -198,6 +198,7 @@ type machine struct {
 	command []string // its command line
 	disks   []disk
 	foreign []string // what lies where it can't be cloned from
+	notes   []string // the same of what needs no clone
 	resumes int      // RESUME events that had come when the machine was stopped
 }
 

@@ -257,7 +257,15 @@ func (m *machine) commit(ctx context.Context, s *hypervisor.Step) error {
 	if err = errors.Join(append(errs, err)...); err != nil {
 		return err
 	}
-	return m.based(ctx, list)
+	if err := m.based(ctx, list); err != nil {
+		return err
+	}
+	// An overlay had no room: QEMU stopped the machine, which ran before, and has the write done again when it goes on.
+	status, err := m.status(ctx)
+	if err == nil && status == "io-error" {
+		err = m.c.run(ctx, "cont", nil, nil)
+	}
+	return err
 }
 
 // tops gives the nodes that drives use.
