@@ -235,7 +235,7 @@ func (l *logFile) record(lsn uint64) (*logRecord, error) {
 		return nil, nil
 	}
 	p, err := l.at(pos - int64(in))
-	if err != nil || p == nil || le.Uint64(p.b[in:]) != lsn {
+	if err != nil || p == nil || le.Uint64(p.b[in+lrLSN:]) != lsn {
 		return nil, err
 	}
 	h := p.b[in : in+l.header]

@@ -72,16 +72,14 @@ const (
 	maxLogRecord = 4 << 20 // bytes; a table of open attributes or dirty pages is the longest
 )
 
-// Restart record of the client NTFS.
+// Restart record of the client NTFS. The names of open attributes (at 24 and 52) are not needed.
 const (
 	rsMajor      = 0  // u32: form of the tables
 	rsCheckpoint = 8  // u64: LSN before the first record that the tables don't cover
 	rsOpenLSN    = 16 // u64
-	rsNamesLSN   = 24
 	rsDirtyLSN   = 32
 	rsTransLSN   = 40
 	rsOpenLen    = 48 // u32: bytes, 0 where there is no table
-	rsNamesLen   = 52
 	rsDirtyLen   = 56
 	rsTransLen   = 60
 	rsLen        = 64
@@ -129,7 +127,6 @@ const (
 	dtCount = 12 // u32: clusters
 
 	ttState    = 4  // u8
-	ttFirst    = 8  // u64: LSN
 	ttUndoNext = 24 // u64: LSN
 	ttLen      = 40
 

@@ -40,8 +40,9 @@ type dirtyCluster struct {
 }
 
 type transaction struct {
-	state           uint8
-	first, undoNext uint64
+	state    uint8
+	undoNext uint64 // LSN of the record to be undone next, or 0
+	undoes   bool   // there may be something to undo: a checkpoint is a transaction too, which never ends
 }
 
 // analyse reads the tables of the last checkpoint, and brings them up to the log's end. It gives nil where no
@@ -133,7 +134,7 @@ func (a *logState) table(lsn uint64, op uint16, entry int, add func(uint32, []by
 }
 
 func (a *logState) addTrans(off uint32, e []byte) error {
-	t := &transaction{state: e[ttState], first: le.Uint64(e[ttFirst:]), undoNext: le.Uint64(e[ttUndoNext:])}
+	t := &transaction{state: e[ttState], undoNext: le.Uint64(e[ttUndoNext:]), undoes: true}
 	if t.state != transActive && t.state != transPrepared && t.state != transCommitted {
 		return ondisk.Corrupt(logWhat, "state of a transaction", -1, t.state)
 	}
@@ -199,10 +200,10 @@ func (a *logState) record(r *logRecord) error {
 		if len(a.trans) >= maxDirty {
 			return ondisk.Unsupported(logWhat, "transactions, more than", -1, maxDirty)
 		}
-		t = &transaction{state: transActive, first: r.lsn}
+		t = &transaction{state: transActive}
 		a.trans[r.trans] = t
 	}
-	t.undoNext = r.lsn
+	t.undoNext, t.undoes = r.lsn, t.undoes || changes(c.undo)
 	if c.undo == opCompensation {
 		t.undoNext = r.undoNext
 	}
@@ -294,7 +295,7 @@ func (a *logState) deleteDirty(c *change) error {
 // work tells whether anything must be redone or undone.
 func (a *logState) work() bool {
 	for _, t := range a.trans {
-		if t.undoNext != 0 && t.state != transCommitted {
+		if t.undoNext != 0 && t.state != transCommitted && (t.undoes || t.state == transPrepared) {
 			return true
 		}
 	}

@@ -130,7 +130,7 @@ func (p *replay) undo() error {
 		switch {
 		case t.state == transPrepared:
 			return ondisk.Unsupported(logWhat, "a prepared transaction", -1, id)
-		case t.state == transActive && t.undoNext != 0:
+		case t.state == transActive && t.undoNext != 0 && t.undoes:
 			ids = append(ids, id)
 		}
 	}
