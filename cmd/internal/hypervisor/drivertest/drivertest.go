@@ -79,6 +79,28 @@ func Undo(t testing.TB, m hypervisor.Machine, p *hypervisor.Plan) {
 	}
 }
 
+// FromJournal has another process take back what one left that was killed: in each step, when it had done nothing of it
+// yet, and when it had done it and could not say so. after looks at the machine each time.
+func FromJournal(t testing.TB, open func() hypervisor.Machine, r hypervisor.Request, after func()) {
+	t.Helper()
+	for n, steps := 1, 1; n <= steps; n++ {
+		for _, did := range []bool{false, true} {
+			m := open()
+			_, p := Plan(t, m, r)
+			steps = len(p.Steps)
+			if did {
+				Do(t, m, p, n, true)
+			} else {
+				Do(t, m, p, n-1, false)
+				p.Steps[n-1].State = "begun"
+			}
+			m.Close()
+			Undo(t, open(), p)
+			after()
+		}
+	}
+}
+
 // Journal gives a step as it comes back from a journal.
 func Journal(t testing.TB, s hypervisor.Step) (back hypervisor.Step) {
 	t.Helper()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/drivertest"
+	"vmkit/cmd/internal/hypervisor/qemutest"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -151,20 +151,13 @@ func TestDescribe(t *testing.T) {
 }
 
 func TestMounted(t *testing.T) {
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img (package qemu-utils)")
-	}
+	qemutest.Need(t)
 	v := newVSphere(t)
 	dir := filepath.Join(t.TempDir(), "ds")
 	config := drivertest.Write(t, filepath.Join(dir, "web 1", "web.vmx"), "x")
 	drivertest.Write(t, filepath.Join(dir, "web 1", "web.nvram"), "x")
-	for _, args := range [][]string{{"web.vmdk", "8M"}, {"-F", "vmdk", "-b", "web.vmdk", "web-000001.vmdk"}} {
-		cmd := exec.Command("qemu-img", append([]string{"create", "-q", "-f", "vmdk"}, args...)...)
-		cmd.Dir = filepath.Join(dir, "web 1")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
+	qemutest.Img(t, filepath.Join(dir, "web 1"), "create", "-q", "-f", "vmdk", "web.vmdk", "8M")
+	qemutest.Img(t, filepath.Join(dir, "web 1"), "create", "-q", "-f", "vmdk", "-F", "vmdk", "-b", "web.vmdk", "web-000001.vmdk")
 	v.target = v.url + "?ds+1=" + dir + "/" + name
 	m := v.open()
 	vm, p := drivertest.Plan(t, m, hypervisor.Request{Mode: "auto", Work: t.TempDir()})
@@ -230,28 +223,11 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// TestFromJournal has another process take back what one left that was killed: in each step, when it had done nothing of
-// it yet, and when it had done it and could not say so.
 func TestFromJournal(t *testing.T) {
 	v := newVSphere(t)
 	for _, mode := range []hypervisor.Mode{"snapshot", "suspend"} {
 		v.fill(mode == "suspend")
-		for n, steps := 1, 1; n <= steps; n++ {
-			for _, did := range []bool{false, true} {
-				m := v.open()
-				_, p := drivertest.Plan(t, m, hypervisor.Request{Mode: mode, Quiesce: mode == "snapshot"})
-				steps = len(p.Steps)
-				if did {
-					drivertest.Do(t, m, p, n, true)
-				} else {
-					drivertest.Do(t, m, p, n-1, false)
-					p.Steps[n-1].State = "begun"
-				}
-				m.Close()
-				drivertest.Undo(t, v.open(), p)
-				v.is(on)
-			}
-		}
+		drivertest.FromJournal(t, v.open, hypervisor.Request{Mode: mode, Quiesce: mode == "snapshot"}, func() { v.is(on) })
 	}
 }
 

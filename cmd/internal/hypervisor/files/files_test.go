@@ -17,15 +17,14 @@ import (
 
 	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/drivertest"
+	"vmkit/cmd/internal/hypervisor/qemutest"
 	"vmkit/fsmap/mapfile"
 )
 
 // qemuImg makes an image, and gives its path.
 func qemuImg(t *testing.T, path string, args ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img (package qemu-utils)")
-	}
+	qemutest.Need(t, "qemu-io")
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -34,9 +33,7 @@ func qemuImg(t *testing.T, path string, args ...string) string {
 	} else {
 		args = append(args, path)
 	}
-	if out, err := exec.Command("qemu-img", append([]string{"create", "-q"}, args...)...).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-img create %q: %v: %s", args, err, out)
-	}
+	qemutest.Img(t, "", append([]string{"create", "-q"}, args...)...)
 	return path
 }
 
@@ -259,7 +256,7 @@ func TestInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := qemu.Start(); err != nil {
-		t.Skip("needs qemu-io (package qemu-utils)")
+		t.Fatal(err)
 	}
 	defer func() { out.Close(); io.Copy(io.Discard, said); qemu.Wait() }()
 	fmt.Fprintln(out, "read 0 512")

@@ -2,7 +2,6 @@ package hostfiles
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,26 +10,18 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vmkit/cmd/internal/hypervisor/drivertest"
+	"vmkit/cmd/internal/hypervisor/qemutest"
 	"vmkit/fsmap/mapfile"
 )
-
-func qemuImg(t *testing.T, args ...string) {
-	t.Helper()
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img (package qemu-utils)")
-	}
-	if out, err := exec.Command("qemu-img", append([]string{"create", "-q", "-f"}, args...)...).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-}
 
 func TestChain(t *testing.T) {
 	dir := t.TempDir()
 	far := filepath.Join(t.TempDir(), "far.qcow2")
 	top, middle := filepath.Join(dir, "top.qcow2"), filepath.Join(dir, "middle.qcow2")
-	qemuImg(t, "qcow2", far, "4M")
-	qemuImg(t, "qcow2", "-F", "qcow2", "-b", far, middle, "6M")
-	qemuImg(t, "qcow2", "-F", "qcow2", "-b", "middle.qcow2", top, "8M")
+	qemutest.Need(t)
+	for _, args := range [][]string{{far, "4M"}, {"-F", "qcow2", "-b", far, middle, "6M"}, {"-F", "qcow2", "-b", "middle.qcow2", top, "8M"}} {
+		qemutest.Img(t, dir, append([]string{"create", "-q", "-f", "qcow2"}, args...)...)
+	}
 	if _, _, err := Chain(top, "", "vda", nil); err == nil || !strings.Contains(err.Error(), "name it, too") {
 		t.Errorf("a chain that leads away: %v", err)
 	}

@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"encoding/xml"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +15,7 @@ import (
 	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/domain"
 	"vmkit/cmd/internal/hypervisor/drivertest"
+	"vmkit/cmd/internal/hypervisor/qemutest"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -182,29 +181,12 @@ func TestOff(t *testing.T) {
 	g.sh("start", g.name)
 }
 
-// TestFromJournal has another process take back what one left that was killed: in each step, when it had done nothing of
-// it yet, and when it had done it and could not say so.
 func TestFromJournal(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t).start()
 	g.write(1)
 	for _, mode := range []hypervisor.Mode{"snapshot", "pause", "suspend"} {
-		for n, steps := 1, 1; n <= steps; n++ {
-			for _, did := range []bool{false, true} {
-				m := g.open()
-				_, p := drivertest.Plan(t, m, hypervisor.Request{Mode: mode})
-				steps = len(p.Steps)
-				if did {
-					drivertest.Do(t, m, p, n, true)
-				} else {
-					drivertest.Do(t, m, p, n-1, false)
-					p.Steps[n-1].State = "begun"
-				}
-				m.Close()
-				drivertest.Undo(t, g.open(), p)
-				g.asBefore("running")
-			}
-		}
+		drivertest.FromJournal(t, g.open, hypervisor.Request{Mode: mode}, func() { g.asBefore("running") })
 	}
 	g.holds(g.disk, 1)
 }
@@ -277,7 +259,7 @@ func TestCrash(t *testing.T) {
 		if mode == hypervisor.Snapshot {
 			g.holds(g.disk, 2)
 		}
-		g.tool("qemu-img", "check", "-q", g.disk)
+		qemutest.Img(t, "", "check", "-q", g.disk)
 		g.sh("start", g.name)
 	}
 }
@@ -407,14 +389,9 @@ func TestRemoveOverlay(t *testing.T) {
 	if err := removeOverlay(layer{overlay: path}); err == nil {
 		t.Error("a file that is no overlay was removed")
 	}
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img (package qemu-utils)")
-	}
+	qemutest.Need(t)
 	overlay := filepath.Join(t.TempDir(), "a.vmfreeze-1")
-	out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", overlay, "1M").CombinedOutput()
-	if err != nil {
-		t.Fatal(fmt.Errorf("%w: %s", err, out))
-	}
+	qemutest.Img(t, "", "create", "-q", "-f", "qcow2", overlay, "1M")
 	if used, err := holdsData(t.Context(), overlay); err != nil || used {
 		t.Errorf("an empty overlay: %v, %v", used, err)
 	}

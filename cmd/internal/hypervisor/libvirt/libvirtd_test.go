@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vmkit/cmd/internal/hypervisor/program"
+	"vmkit/cmd/internal/hypervisor/qemutest"
 )
 
 // daemon is a libvirtd of the tests' own, in a mount namespace in which all its folders are temporary ones.
@@ -190,9 +191,9 @@ func newGuest(t *testing.T) *guest {
 		disk: filepath.Join(dir, `wéb, "1" 'x'.qcow2`), raw: filepath.Join(dir, "data.img"),
 	}
 	g.target = u + "/" + g.name
-	g.tool("qemu-img", "create", "-q", "-f", "qcow2", filepath.Join(dir, "base.qcow2"), "16M")
-	g.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", g.disk)
-	g.tool("qemu-img", "create", "-q", "-f", "raw", g.raw, "4M")
+	qemutest.Img(t, dir, "create", "-q", "-f", "qcow2", "base.qcow2", "16M")
+	qemutest.Img(t, dir, "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", g.disk)
+	qemutest.Img(t, dir, "create", "-q", "-f", "raw", g.raw, "4M")
 	return g
 }
 
@@ -240,15 +241,6 @@ func (g *guest) sh(args ...string) string {
 		g.t.Fatal(err)
 	}
 	return strings.TrimSpace(out)
-}
-
-func (g *guest) tool(name string, args ...string) string {
-	g.t.Helper()
-	out, err := exec.CommandContext(g.t.Context(), name, args...).CombinedOutput()
-	if err != nil {
-		g.t.Fatalf("%s %q: %v: %s", name, args, err, out)
-	}
-	return string(out)
 }
 
 // write has the machine's first disk written to: n KiB of a pattern from the start.

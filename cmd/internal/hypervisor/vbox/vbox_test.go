@@ -3,7 +3,6 @@ package vbox
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/drivertest"
+	"vmkit/cmd/internal/hypervisor/qemutest"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -77,17 +77,13 @@ type host struct {
 
 func newHost(t *testing.T, state string) *host {
 	t.Helper()
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img (package qemu-utils)")
-	}
+	qemutest.Need(t)
 	h := &host{t: t, state: drivertest.Program(t, "VBoxManage", vboxManage)}
 	h.cfg = drivertest.Write(t, filepath.Join(t.TempDir(), "w 1", "w 1.vbox"), settings)
 	drivertest.Write(t, filepath.Join(h.dir(), "Snapshots", "1.sav"), "x")
 	drivertest.Write(t, filepath.Join(h.dir(), "Snapshots", "2.sav"), "x")
 	for _, name := range []string{"base.vdi", "Snapshots/{2}.vdi"} {
-		if out, err := exec.Command("qemu-img", "create", "-q", "-f", "vdi", filepath.Join(h.dir(), name), "8M").CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		qemutest.Img(t, h.dir(), "create", "-q", "-f", "vdi", name, "8M")
 	}
 	h.set("cfg", h.cfg)
 	h.set("state", state)
@@ -202,27 +198,10 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// TestFromJournal has another process take back what one left that was killed: in each step, when it had done nothing of
-// it yet, and when it had done it and could not say so.
 func TestFromJournal(t *testing.T) {
 	for _, mode := range []hypervisor.Mode{"snapshot", "pause", "suspend"} {
 		h := newHost(t, "running")
-		for n, steps := 1, 1; n <= steps; n++ {
-			for _, did := range []bool{false, true} {
-				m := h.open()
-				_, p := drivertest.Plan(t, m, hypervisor.Request{Mode: mode})
-				steps = len(p.Steps)
-				if did {
-					drivertest.Do(t, m, p, n, true)
-				} else {
-					drivertest.Do(t, m, p, n-1, false)
-					p.Steps[n-1].State = "begun"
-				}
-				m.Close()
-				drivertest.Undo(t, h.open(), p)
-				h.is("running")
-			}
-		}
+		drivertest.FromJournal(t, h.open, hypervisor.Request{Mode: mode}, func() { h.is("running") })
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/drivertest"
+	"vmkit/cmd/internal/hypervisor/qemutest"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -62,17 +63,13 @@ type host struct {
 
 func newHost(t *testing.T, state string) *host {
 	t.Helper()
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img (package qemu-utils)")
-	}
+	qemutest.Need(t)
 	t.Setenv("HOME", t.TempDir())
 	h := &host{t: t, state: drivertest.Program(t, "vmrun", vmrun)}
 	dir := filepath.Join(t.TempDir(), `web "1"`)
 	h.vmx = drivertest.Write(t, filepath.Join(dir, "web 1.vmx"), "displayName = \"Wéb\"\nscsi0:0.fileName = \"web 1.vmdk\"\nscsi0:0.present = \"TRUE\"\n")
 	drivertest.Write(t, filepath.Join(dir, "web 1.nvram"), "x")
-	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "vmdk", filepath.Join(dir, "web 1.vmdk"), "8M").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	qemutest.Img(t, dir, "create", "-q", "-f", "vmdk", "web 1.vmdk", "8M")
 	h.set("product", "ws")
 	h.set("vmx", h.vmx)
 	h.set("state", state)
@@ -133,36 +130,13 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// TestFromJournal has another process take back what one left that was killed: in each step, when it had done nothing of
-// it yet, and when it had done it and could not say so.
 func TestFromJournal(t *testing.T) {
-	for _, mode := range []hypervisor.Mode{"snapshot", "pause"} {
-		h := newHost(t, "running")
-		for n, steps := 1, 1; n <= steps; n++ {
-			for _, did := range []bool{false, true} {
-				m := h.open()
-				_, p := drivertest.Plan(t, m, hypervisor.Request{Mode: mode})
-				steps = len(p.Steps)
-				if did {
-					drivertest.Do(t, m, p, n, true)
-				} else {
-					drivertest.Do(t, m, p, n-1, false)
-					p.Steps[n-1].State = "begun"
-				}
-				m.Close()
-				drivertest.Undo(t, h.open(), p)
-				h.is("running")
-			}
-		}
-	}
 	defer func(d time.Duration) { settling = d }(settling)
 	settling = 0
-	h := newHost(t, "running")
-	m := h.open()
-	_, p := drivertest.Plan(t, m, hypervisor.Request{Mode: "suspend"})
-	drivertest.Do(t, m, p, 1, true)
-	drivertest.Undo(t, h.open(), p)
-	h.is("running")
+	for _, mode := range []hypervisor.Mode{"snapshot", "pause", "suspend"} {
+		h := newHost(t, "running")
+		drivertest.FromJournal(t, h.open, hypervisor.Request{Mode: mode}, func() { h.is("running") })
+	}
 }
 
 // TestFound: states found are states left.
