@@ -24,6 +24,7 @@ type inode struct {
 
 	buf  []byte   // scratch: a directory block, or what a remote value is gathered in
 	exts []extent // scratch: the attribute fork's
+	runs *runs    // scratch of Runs
 }
 
 // dataFork and attrFork give the bytes of a fork's root.
@@ -56,7 +57,7 @@ func (f *fsys) load(ino uint64, in *inode, problems *[]error) error {
 			*problems = append(*problems, ondisk.Corrupt("xfs inode", field, off+at, got))
 		}
 	}
-	*in = inode{ino: ino, off: off, raw: raw, buf: in.buf, exts: in.exts[:0]}
+	*in = inode{ino: ino, off: off, raw: raw, buf: in.buf, exts: in.exts[:0], runs: in.runs}
 	if m := be.Uint16(raw); m != inodeMagic {
 		return ondisk.Corrupt("xfs inode", "magic", off, fmt.Sprintf("%#04x", m))
 	}

@@ -17,10 +17,12 @@ var be = binary.BigEndian
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+var noSum = make([]byte, 4)
+
 // checksum gives the CRC32C of b with its four bytes at off taken as zeros.
 func checksum(b []byte, off int) uint32 {
 	c := crc32.Update(0, castagnoli, b[:off])
-	c = crc32.Update(c, castagnoli, []byte{0, 0, 0, 0})
+	c = crc32.Update(c, castagnoli, noSum)
 	return crc32.Update(c, castagnoli, b[off+4:])
 }
 
