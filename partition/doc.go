@@ -21,8 +21,7 @@
 //
 // Named, with a problem that wraps ondisk.ErrUnsupported: SGI, Sun, AIX, Atari, Amiga and DASD tables, Windows dynamic
 // disks and Storage Spaces; arrays in the middle of a reshape, md's write journal, external metadata (DDF, IMSM and other
-// firmware RAID); LVM caches in mode writeback, writecache, integrity and VDO volumes. Of a RAID 6 that lost two members,
-// what only the second parity could give is missing.
+// firmware RAID); LVM caches in mode writeback, writecache, integrity and VDO volumes.
 //
 // # Packed extents
 //

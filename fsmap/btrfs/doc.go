@@ -7,5 +7,5 @@
 // preallocated extents, holes with and without items, xattrs, and the log tree, replayed in memory.
 //
 // Refused by name: zoned devices, the RAID stripe tree, extent tree v2, metadata dumps. Data checksums are not compared,
-// since a map reads no content. What RAID 6 can only get from its second parity is missing.
+// since a map reads no content.
 package btrfs
