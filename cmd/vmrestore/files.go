@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"strings"
@@ -98,7 +100,7 @@ func (d *disks) reader(ctx context.Context, t *cli.Term, s repo.Store, patterns 
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		out := mapfile.NewWriter(w)
+		out := mapfile.NewWriter(&keptWriter{Writer: w, tell: d.kept(t)})
 		err := rebase(ctx, t, s, d.p, d.images, d.env, patterns, out)
 		if err == nil {
 			err = out.Flush()
@@ -113,6 +115,39 @@ func (d *disks) reader(ctx context.Context, t *cli.Term, s repo.Store, patterns 
 		}
 		return nil
 	}}
+}
+
+// kept gives what tells of files whose bytes are kept as a disk of a machine.
+func (d *disks) kept(t *cli.Term) func(path string, k *repo.Kept) {
+	told := 0
+	return func(path string, k *repo.Kept) {
+		if told++; told <= 10 {
+			t.Hint("%s is kept as a disk: --image %s@%s --disk %s brings it back", path, k.Machine, k.Point, k.Disk)
+		}
+	}
+}
+
+// keptWriter passes a map on, and tells of the files in it that are kept as disks.
+type keptWriter struct {
+	io.Writer
+	tell func(path string, k *repo.Kept)
+}
+
+// Write gets whole lines.
+func (w *keptWriter) Write(p []byte) (int, error) {
+	mark := []byte(`"kept_as":{`)
+	for rest := p; bytes.Contains(rest, mark); {
+		line, after, _ := bytes.Cut(rest, []byte("\n"))
+		rest = after
+		var f struct {
+			Path string
+			Kept *repo.Kept `json:"kept_as"`
+		}
+		if bytes.Contains(line, mark) && json.Unmarshal(line, &f) == nil && f.Kept != nil {
+			w.tell(f.Path, f.Kept)
+		}
+	}
+	return w.Writer.Write(p)
 }
 
 // keys opens what lies encrypted on the disks, where a key was given.

@@ -34,8 +34,13 @@ func Sift(in io.Reader, patterns mapfile.Patterns) io.Reader {
 func (s *sifter) Read(p []byte) (int, error) {
 	for len(s.out) == 0 && s.err == nil {
 		line, err := s.in.ReadSlice('\n')
-		if s.err = err; err == nil && s.keep(line) || errors.Is(err, bufio.ErrBufferFull) || err == io.EOF {
-			s.out = line // the reader behind says what is wrong with one that is cut or too long
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull): // the reader behind says what is wrong with a line that is too long
+			s.out = line
+		case err != nil:
+			s.out, s.err = line, err
+		case s.keep(line):
+			s.out = line
 		}
 	}
 	n := copy(p, s.out)

@@ -151,7 +151,7 @@ func (v *Verified) read(p []byte, i, skip int64) error {
 		case err != nil:
 			return err
 		case r.Zero && e.Kind != formats.Zero: // it may be stored as data all the same
-		case !r.Held() && e.Kind != formats.Missing:
+		case !r.Held() && e.Kind != formats.Missing && e.Kind != formats.Zero: // zeros lie behind the end of a smaller parent
 			return ondisk.Corrupt(v.what, "cluster, which an image holds but no account of its sums", i*v.cluster, nil)
 		case !r.Held() && v.Unheld:
 			return fmt.Errorf("%s, byte %d: %w", v.what, i*v.cluster, ErrUnheld)
@@ -215,9 +215,11 @@ func (v *Verified) ExtentAt(off, max int64) (formats.Extent, error) {
 	}
 	e.Len = min(e.Len, (i+r.N)*v.cluster-off)
 	switch {
-	case r.Held() != (e.Kind == formats.Zero) || r.Held() && !r.Zero:
+	case r.Held() && !(r.Zero && e.Kind == formats.Zero):
 		e.Kind = formats.Packed
-	case !v.Unheld:
+	case !r.Held() && v.Unheld:
+		e.Kind = formats.Missing
+	default:
 		e.Kind = formats.Zero
 	}
 	return e, nil
