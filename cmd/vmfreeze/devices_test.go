@@ -104,9 +104,9 @@ func TestForeign(t *testing.T) {
 	os.Rename(path+".old", path)
 	for _, drive := range []string{
 		`file=json:{"driver":"raw",,"offset":1048576,,"file":{"driver":"file",,"filename":"data.img"}}`,
-		"file=json:{\"driver\":\"null-co\"}", "file=fat:.,format=raw",
+		"file=json:{\"driver\":\"null-co\"}", "file=fat:rw:.,format=raw",
 	} {
-		l.again("-drive", "if=none,id=vda,read-only=on,"+drive)
+		l.again("-drive", "if=none,id=vda,"+drive)
 		r := l.start("", l.target())
 		if status := r.wait2(); status != 4 || !strings.Contains(r.stderr.String(), "vmkit can't clone it") {
 			t.Errorf("%s: status %d: %s", drive, status, r.stderr.String())

@@ -105,7 +105,7 @@ func command() *cli.Command {
 		o.limited = f.Changed("max-pause")
 		var command []string
 		if n := f.ArgsLenAtDash(); n >= 0 {
-			args, command = args[:n], args[n:]
+			args, command = args[:n:n], args[n:]
 			if len(command) == 0 {
 				return cli.Usagef("no COMMAND after --")
 			}
