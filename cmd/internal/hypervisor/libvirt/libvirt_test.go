@@ -15,6 +15,7 @@ import (
 	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/domain"
 	"vmkit/cmd/internal/hypervisor/drivertest"
+	"vmkit/cmd/internal/hypervisor/program"
 	"vmkit/cmd/internal/hypervisor/qemutest"
 	"vmkit/fsmap/mapfile"
 )
@@ -357,6 +358,21 @@ func TestRefuse(t *testing.T) {
 	}
 	if err := m.Undo(t.Context(), &stop); err != nil || g.sh("domstate", g.name) != "paused" {
 		t.Errorf("somebody else's pause ended: %v", err)
+	}
+}
+
+// TestAfterError: what QEMU stopped for want of room for an overlay goes on, and nothing else.
+func TestAfterError(t *testing.T) {
+	state := drivertest.Program(t, "virsh", `[ "$1" = resume ] || cat "$STATE/domstate"`)
+	m := &machine{virsh: &program.Program{Name: "virsh"}, uuid: "u"}
+	for is, want := range map[string]bool{"paused (I/O error)": true, "paused (user)": false, "running (booted)": false, "shut off (crashed)": false} {
+		drivertest.Write(t, filepath.Join(state, "domstate"), is+"\n\n")
+		if err := m.afterError(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Contains(drivertest.Calls(t, state), "[resume][u]"); got != want {
+			t.Errorf("%s: resumed: %v", is, got)
+		}
 	}
 }
 

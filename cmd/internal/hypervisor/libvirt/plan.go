@@ -140,7 +140,7 @@ func layerOf(s *hypervisor.Step, disk string) layer {
 
 // overlay plans an overlay for each disk that can be written.
 func (m *machine) overlay(ctx context.Context, d *domain.Domain, vm *mapfile.VM, work string) (hypervisor.Step, error) {
-	s := hypervisor.Step{Op: opOverlay, Args: map[string]string{"run": runOf(d)}, Instant: true, Commits: true}
+	s := hypervisor.Step{Op: opOverlay, Args: map[string]string{"run": runOf(d), "was": vm.StateFound}, Instant: true, Commits: true}
 	suffix := ".vmfreeze-" + strconv.FormatInt(time.Now().UnixNano(), 36)
 	for i := range d.Disks {
 		k := &d.Disks[i]

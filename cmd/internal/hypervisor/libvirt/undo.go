@@ -59,9 +59,22 @@ func (m *machine) Undo(ctx context.Context, s *hypervisor.Step) error {
 		for _, disk := range hostfiles.Disks(s.Args, "overlay") {
 			errs = append(errs, m.commit(ctx, layerOf(s, disk)))
 		}
+		if same && s.Args["was"] == "running" && errors.Join(errs...) == nil {
+			errs = append(errs, m.afterError(ctx))
+		}
 		return errors.Join(errs...)
 	}
 	return fmt.Errorf("step %q is not known", s.Op)
+}
+
+// afterError resumes a machine that QEMU stopped because an overlay could not be written: for want of room, as a rule.
+func (m *machine) afterError(ctx context.Context) error {
+	state, reason, err := m.state(ctx)
+	if err != nil || state != "paused" || reason != "I/O error" {
+		return err
+	}
+	_, err = m.run(ctx, "resume", m.uuid)
+	return err
 }
 
 // atOnce are the steps that this process takes back without a look: the machine stands still meanwhile.
