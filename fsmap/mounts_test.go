@@ -102,6 +102,23 @@ func TestIdentity(t *testing.T) {
 			t.Errorf("%s: it lies in another image: %s", name, got.Bytes())
 		}
 	}
+	// One of several devices with the same UUID is not another of them.
+	member := func(dev byte) *formats.Image {
+		img := image(1, 1)
+		b := make([]byte, 1<<20)
+		img.ReadAt(b, 0)
+		copy(b[4096+64<<10+64:], "_BHRfS_M")
+		b[4096+64<<10+0x10b] = dev
+		img.Files[0].ReaderAt = bytes.NewReader(b)
+		return img
+	}
+	_, _, one := build(t, fs, Config{DiskOnly: true, Mounts: mounted(fs, 2)}, member(1))
+	for dev, ok := range map[byte]bool{1: true, 2: false} {
+		_, err := Rebase(t.Context(), mapfile.NewReader(bytes.NewReader(one)), []*formats.Image{member(dev)}, Config{}, mapfile.NewWriter(&bytes.Buffer{}))
+		if (err == nil) != ok {
+			t.Errorf("member %d: %v", dev, err)
+		}
+	}
 	// Where the partitions lie counts too.
 	moved := image(1, 1)
 	b := make([]byte, 1<<20)

@@ -146,6 +146,9 @@ func (b *rebaser) image(old *mapfile.Image) error {
 	b.olds[old.ID], b.dev[old.ID], b.out.comp.ids[img.Number] = *old, found, old.ID
 	rec := imageRecord(img)
 	rec.ID, rec.Name, rec.Clone, rec.Rest = old.ID, old.Name, old.Clone, old.Rest
+	if rec.Clone == nil {
+		rec.Clone = b.c.Clone
+	}
 	b.names.See(rec)
 	return b.w.Image(rec)
 }

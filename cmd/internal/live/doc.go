@@ -6,7 +6,7 @@
 // disks themselves, so that the volumes have the same names; the kernel's own tables in /sys pick the volume, and a
 // sample of blocks is read through both to see that they agree.
 //
-// It needs Linux 5.6 (openat2), /proc, /sys and root. Not supported: files on an XFS realtime device, file systems that
+// It needs Linux 5.8 (openat2, and numbers of mounts from statx), /proc, /sys and root. Not supported: files on an XFS realtime device, file systems that
 // several devices make up other than btrfs, and what FIEMAP and FIBMAP tell no place of, where it is larger than
 // maxInline.
 package live

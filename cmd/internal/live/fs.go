@@ -148,7 +148,7 @@ func (f *FS) find(path []byte) (int, error) {
 			unix.Close(at)
 		}
 		if errors.Is(err, unix.ENOSYS) {
-			return -1, errors.New("openat2: Linux 5.6 or later is needed")
+			return -1, errors.New("openat2: Linux 5.8 or later is needed")
 		}
 		if err != nil || len(part) == len(rest) {
 			return fd, err
