@@ -86,6 +86,7 @@ func dial(ctx context.Context, path string) (*client, error) {
 		seen: map[string]int{}, more: make(chan struct{}, 1),
 	}
 	if err := c.greet(ctx); err != nil {
+		close(c.closed)
 		conn.Close()
 		return nil, err
 	}
@@ -124,7 +125,7 @@ func (c *client) greet(ctx context.Context) error {
 	case isTimeout(err):
 		return fmt.Errorf("%w: QEMU (process %d) does not greet: another client is connected to this socket, and it "+
 			"serves one at a time; close that one, or give QEMU a second -qmp socket", hypervisor.ErrBusy, c.peer)
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, io.EOF) && len(line) == 0, errors.Is(err, syscall.ECONNRESET):
 		return fmt.Errorf("%w: QEMU closed the connection", hypervisor.ErrUnavailable)
 	case err != nil:
 		return err
