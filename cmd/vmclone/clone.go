@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"vmkit/cmd/internal/cli"
@@ -16,15 +17,20 @@ import (
 	"vmkit/fsmap/mapfile"
 )
 
-// session is one run.
+// session is one run. Clones are finished, in their order, while the next machine is already being copied: it must not
+// be held for longer because of the one before.
 type session struct {
 	*options
-	t        *cli.Term
-	clone    clone.Options
+	t     *cli.Term
+	clone clone.Options
+	last  chan struct{} // closed when all clones that were started so far are finished
+
+	mu       sync.Mutex
 	w        *mapfile.Writer
 	clones   int64
 	problems int64
 	failed   []error // machines of which there is no clone
+	err      error   // why the run can't go on
 }
 
 func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
@@ -41,11 +47,17 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 			return p.Add, p.Done
 		},
 	}
+	s.last = make(chan struct{})
+	close(s.last)
 	var err error
 	if len(args) > 0 {
 		err = s.off(ctx, args)
 	} else {
 		err = s.held(ctx)
+	}
+	<-s.last
+	if err == nil {
+		err = s.err
 	}
 	if err != nil {
 		return errors.Join(append(s.failed, err)...)
@@ -131,59 +143,86 @@ func watch(ctx context.Context, held lease) (context.Context, func()) {
 	}
 }
 
-// round clones machines that are held together.
+// started is a clone of which the data is there.
+type started struct {
+	*clone.Clone
+	vm *mapfile.VM
+}
+
+// round clones the data of machines that are held together, and has the clones finished later.
 func (s *session) round(ctx context.Context, machines []*clone.Machine, held lease) error {
-	var started []*clone.Clone
-	var vms []*mapfile.VM
-	defer func() {
-		for _, c := range started {
+	var list []started
+	discard := func() {
+		for _, c := range list {
 			c.Discard()
 		}
-	}()
+	}
 	watched, stop := watch(ctx, held)
 	defer stop()
 	for _, m := range machines {
 		c, err := clone.Start(watched, m, &s.clone)
-		if ctx.Err() != nil {
+		if err != nil && ctx.Err() != nil {
+			discard()
 			return ctx.Err()
 		}
 		if err != nil && watched.Err() != nil {
 			err = fmt.Errorf("%w; its clone was discarded", context.Cause(watched))
 		}
 		if err != nil {
-			s.failed = append(s.failed, fmt.Errorf("%s: %w", m.VM.Name, err))
+			s.fail(m.VM, err)
 			continue
 		}
-		started, vms = append(started, c), append(vms, m.VM)
+		list = append(list, started{c, m.VM})
 	}
 	stop()
 	err := held.Held()
 	if err == nil {
 		err = held.Release()
 	}
-	if errors.Is(err, clone.ErrReleased) {
-		for _, vm := range vms {
-			s.failed = append(s.failed, fmt.Errorf("%s: %w; its clone was discarded", vm.Name, err))
-		}
+	if err == nil {
+		s.finishLater(ctx, list)
 		return nil
 	}
-	if err != nil {
+	discard()
+	if !errors.Is(err, clone.ErrReleased) {
 		return err
 	}
-	for i, c := range started {
-		record, problems, err := c.Finish(ctx)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			s.failed = append(s.failed, fmt.Errorf("%s: %w", vms[i].Name, err))
-			continue
-		}
-		if err := s.finish(ctx, record, problems, vms[i]); err != nil {
-			return err
-		}
+	for _, c := range list {
+		s.fail(c.vm, fmt.Errorf("%w; its clone was discarded", err))
 	}
 	return nil
+}
+
+// fail takes note of a machine of which there is no clone.
+func (s *session) fail(vm *mapfile.VM, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = append(s.failed, fmt.Errorf("%s: %w", vm.Name, err))
+}
+
+// finishLater finishes clones when those before them are finished.
+func (s *session) finishLater(ctx context.Context, list []started) {
+	before, done := s.last, make(chan struct{})
+	s.last = done
+	go func() {
+		defer close(done)
+		<-before
+		for _, c := range list {
+			if s.err != nil {
+				c.Discard()
+				continue
+			}
+			record, problems, err := c.Finish(ctx)
+			switch {
+			case ctx.Err() != nil:
+				s.err = ctx.Err()
+			case err != nil:
+				s.fail(c.vm, err)
+			default:
+				s.err = s.finish(ctx, record, problems, c.vm)
+			}
+		}
+	}()
 }
 
 // finish does what comes after a clone is whole, and tells of it.
@@ -212,10 +251,7 @@ func (s *session) finish(ctx context.Context, record *mapfile.Clone, problems []
 		}
 		later("older clones", err)
 	}
-	s.clones++
-	if s.t.People {
-		describe(s.t.Stdout, record)
-	} else if err := errors.Join(s.w.Record(record), s.w.Flush()); err != nil {
+	if err := s.tell(record); err != nil {
 		return err
 	}
 	for _, p := range problems {
@@ -224,9 +260,23 @@ func (s *session) finish(ctx context.Context, record *mapfile.Clone, problems []
 	return ctx.Err()
 }
 
+// tell writes the record of a clone.
+func (s *session) tell(record *mapfile.Clone) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clones++
+	if s.t.People {
+		describe(s.t.Stdout, record)
+		return nil
+	}
+	return errors.Join(s.w.Record(record), s.w.Flush())
+}
+
 // problem passes on a gap.
 func (s *session) problem(p *mapfile.Problem) {
 	s.t.Problem(&mapfile.Names{}, p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.problems++
 	if !s.t.People {
 		s.w.Problem(p)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -27,17 +28,7 @@ func waiting(t *testing.T) (cmd *exec.Cmd, temp string) {
 	if err := os.WriteFile("disk.img", make([]byte, 3<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	me, err := hypervisor.ProcessOf(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := json.Marshal(hypervisor.Journal{Version: 1, VM: &mapfile.VM{}, Owner: me})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile("journal.json", b, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	journal(t, hypervisor.Journal{})
 	cmd = exec.Command("vmclone", "-C", "out", "--checksum")
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -60,6 +51,28 @@ func waiting(t *testing.T) (cmd *exec.Cmd, temp string) {
 	}
 	t.Fatal("vmclone never came to its wait")
 	return nil, ""
+}
+
+// journal writes the journal of a vmfreeze that lives as long as the test.
+func journal(t *testing.T, j hypervisor.Journal) {
+	t.Helper()
+	freeze := exec.Command("sleep", "1000")
+	if err := freeze.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { freeze.Process.Kill(); freeze.Wait() })
+	var err error
+	if j.Owner, err = hypervisor.ProcessOf(freeze.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	j.Version, j.VM = 1, &mapfile.VM{}
+	b, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile("journal.new", b, 0o600), os.Rename("journal.new", "journal.json")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 const record = `{"type":"vm","name":"web1","driver":"x","target":"x:web1","state_found":"running","quiesced":false,"frozen_at":"2026-11-22T09:00:00Z","journal":"journal.json",` +
@@ -159,5 +172,49 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 	if got := left(t); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("after the last run: %q", got)
+	}
+}
+
+// TestNextIsNotKept: a machine is not held for longer because the release of the one before takes its time.
+func TestNextIsNotKept(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := errors.Join(os.WriteFile("disk.img", make([]byte, 3<<20), 0o600), syscall.Mkfifo("release", 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	release, err := os.OpenFile("release", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release.Close()
+	journal(t, hypervisor.Journal{})
+	cmd := exec.Command("vmclone", "-C", "out")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(in, strings.Replace(record, `"files"`, `"following":1,"release":"release","files"`, 1))
+	if n, err := release.Read(make([]byte, 9)); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	fmt.Fprint(in, strings.NewReplacer("web1", "db1", "journal.json", "").Replace(record))
+	for err = nil; err == nil; _, err = fmt.Fprintln(in, `{"type":"hold","seconds":1}`) {
+		time.Sleep(5 * time.Millisecond) // until the second machine is let go, too
+	}
+	if got, err := filepath.Glob("out/[a-z]*/disk.img"); err != nil || len(got) != 0 {
+		t.Errorf("finished although the first release is not over: %q, %v", got, err)
+	}
+	at := time.Now().Add(time.Hour)
+	journal(t, hypervisor.Journal{Ended: true, Released: &mapfile.Released{At: &at}})
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, stderr.String())
+	}
+	if list := clones(t, out.String()); len(list) != 2 || list[0].Name != "web1-20261122T090000Z" || list[1].Name != "db1-20261122T090000Z" {
+		t.Errorf("clones %+v", list)
 	}
 }

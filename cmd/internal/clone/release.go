@@ -52,7 +52,7 @@ func (c *Clone) released(ctx context.Context) (*mapfile.Released, error) {
 		}
 		select {
 		case <-ctx.Done():
-			err = context.Cause(ctx)
+			err = ctx.Err()
 		case <-time.After(wait):
 			continue
 		}
