@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 
@@ -239,6 +240,28 @@ func TestCommitInterrupted(t *testing.T) {
 			t.Fatalf("interrupted when it was %s", place)
 		}
 	}
+}
+
+// TestSaveInterrupted takes back a managed save that libvirt is still at.
+func TestSaveInterrupted(t *testing.T) {
+	t.Parallel()
+	g := newGuest(t)
+	g.memory = 1024 // which takes a while
+	g.start()
+	m := g.open()
+	_, p := drivertest.Plan(t, m, hypervisor.Request{Mode: "suspend"})
+	i := slices.IndexFunc(p.Steps, func(s hypervisor.Step) bool { return s.Op == opSave })
+	saved := make(chan error, 1)
+	go func() { saved <- m.Do(t.Context(), &p.Steps[i]) }()
+	for g.sh("domstate", g.name) == "running" {
+		time.Sleep(5 * time.Millisecond)
+	}
+	s := drivertest.Journal(t, hypervisor.Step{Op: opSave, Args: map[string]string{"run": p.Steps[i].Args["run"]}, State: "undoing"})
+	if err := g.open().Undo(t.Context(), &s); err != nil {
+		t.Error(err)
+	}
+	t.Logf("the save ended with: %v", <-saved)
+	g.asBefore("running")
 }
 
 // TestCrash has QEMU die while the machine is frozen.

@@ -159,6 +159,7 @@ type guest struct {
 	virsh  *program.Program
 	target string
 	name   string
+	memory int // MiB
 	dir    string
 	disk   string // a QCOW2 image over base.qcow2
 	raw    string
@@ -169,7 +170,7 @@ var guests atomic.Int32
 
 const definition = `<domain type='qemu'>
  <name>%s</name>
- <memory unit='MiB'>16</memory>
+ <memory unit='MiB'>%d</memory>
  <os><type arch='x86_64' machine='pc'>hvm</type></os>
  <on_crash>preserve</on_crash>
  <devices>
@@ -186,7 +187,7 @@ func newGuest(t *testing.T) *guest {
 	u := uri(t)
 	dir := t.TempDir()
 	g := &guest{
-		t: t, virsh: &program.Program{Name: "virsh", Args: []string{"-q", "-c", u}}, dir: dir,
+		t: t, memory: 16, virsh: &program.Program{Name: "virsh", Args: []string{"-q", "-c", u}}, dir: dir,
 		name: `wéb "1" & 'co', ` + fmt.Sprint(guests.Add(1)),
 		disk: filepath.Join(dir, `wéb, "1" 'x'.qcow2`), raw: filepath.Join(dir, "data.img"),
 	}
@@ -200,7 +201,7 @@ func newGuest(t *testing.T) *guest {
 var escaper = strings.NewReplacer("&", "&amp;", "<", "&lt;", "'", "&apos;", `"`, "&quot;")
 
 func (g *guest) definition() string {
-	return fmt.Sprintf(definition, escaper.Replace(g.name), escaper.Replace(g.disk), g.raw)
+	return fmt.Sprintf(definition, escaper.Replace(g.name), g.memory, escaper.Replace(g.disk), g.raw)
 }
 
 // start defines and starts the machine.

@@ -208,16 +208,6 @@ func (f *File) Delete(name string) bool {
 	return len(f.lines) < n
 }
 
-// Rename gives a line another name, and tells whether it was there.
-func (f *File) Rename(name, to string) bool {
-	i := f.index(name)
-	if i < 0 {
-		return false
-	}
-	f.lines[i].raw, f.lines[i].name = nil, to
-	return true
-}
-
 // Bytes gives the file as it is to be written. Where a value that was set can't be written in the file's encoding, the
 // whole file becomes UTF-8 and says so.
 func (f *File) Bytes() ([]byte, error) {
