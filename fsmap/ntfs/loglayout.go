@@ -179,7 +179,9 @@ const (
 
 const (
 	maxDirty = 1 << 20 // clusters of dirty pages, and open attributes and transactions: a bound on memory
-	maxSteps = 1 << 27
-	// maxReplayed bounds the bytes that a replay may change.
-	maxReplayed = 256 << 20
+	maxSteps = 1 << 27 // of loops over the dirty clusters: a bound on time
+	maxRaw   = 64 << 10
+
+	maxReplayed = 256 << 20 // bytes that a replay changes
+	maxMoved    = 16 << 30  // bytes that it rewrites: six times what the longest log of Windows' own size can ask for
 )

@@ -94,7 +94,8 @@ type replay struct {
 	*logState
 	f     *fs
 	over  *overlay.Volume
-	blank int // writes whose content the log leaves out
+	blank int   // writes whose content the log leaves out
+	moved int64 // bytes that were read and written
 }
 
 // redo repeats, in order, what the volume lacks, whether the transactions ended or not.
@@ -301,6 +302,9 @@ func (p *replay) read(list []piece) ([]byte, error) {
 }
 
 func (p *replay) write(list []piece, b []byte) error {
+	if p.moved += int64(len(b)); p.moved > maxMoved {
+		return ondisk.Unsupported(logWhat, "bytes to rewrite", -1, p.moved)
+	}
 	for _, x := range list {
 		if err := p.over.Write(x.off, b[:x.n]); err != nil {
 			return err
