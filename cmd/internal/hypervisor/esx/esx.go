@@ -5,6 +5,7 @@
 package esx
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,10 +44,8 @@ type host struct {
 
 // connect logs in.
 func connect(ctx context.Context, where string) (*host, error) {
-	if where = strings.TrimSpace(where); where == "" {
-		if where = os.Getenv("GOVC_URL"); where == "" {
-			return nil, fmt.Errorf("%w: no URL was given: esx:https://root@HOST/NAME, or set GOVC_URL", hypervisor.ErrUnavailable)
-		}
+	if where = cmp.Or(where, os.Getenv("GOVC_URL")); where == "" {
+		return nil, fmt.Errorf("%w: no URL was given: esx:https://root@HOST/NAME, or set GOVC_URL", hypervisor.ErrUnavailable)
 	}
 	u, err := soap.ParseURL(where)
 	if err != nil {
@@ -57,13 +56,8 @@ func connect(ctx context.Context, where string) (*host, error) {
 		h.mounts[store] = dirs[0]
 	}
 	user := u.User.Username()
-	password, given := u.User.Password()
-	if user == "" {
-		user = os.Getenv("GOVC_USERNAME")
-	}
-	if !given || password == "" {
-		password = os.Getenv("GOVC_PASSWORD")
-	}
+	password, _ := u.User.Password()
+	user, password = cmp.Or(user, os.Getenv("GOVC_USERNAME")), cmp.Or(password, os.Getenv("GOVC_PASSWORD"))
 	shown := *u
 	if shown.User = nil; user != "" {
 		shown.User = url.User(user)
@@ -104,7 +98,8 @@ type machine struct {
 
 func (driver) Open(ctx context.Context, target string) (hypervisor.Machine, error) {
 	where, name := "", target
-	if i := strings.LastIndexByte(target, '/'); i >= 0 {
+	// Without a scheme it may be any path, for which no host is asked.
+	if i := strings.LastIndexByte(target, '/'); i >= 0 && strings.Contains(target[:i], "://") {
 		where, name = target[:i], target[i+1:]
 	}
 	h, err := connect(ctx, where)

@@ -301,8 +301,10 @@ func TestOpen(t *testing.T) {
 	if _, err := New().Open(t.Context(), v.url+"/nobody"); !errors.Is(err, hypervisor.ErrNoMachine) {
 		t.Error(err)
 	}
-	if _, err := New().Open(t.Context(), "web1"); !errors.Is(err, hypervisor.ErrUnavailable) {
-		t.Errorf("a bare name: %v", err)
+	for _, bare := range []string{"web1", "backup/web1", "/vms/web1"} {
+		if _, err := New().Open(t.Context(), bare); !errors.Is(err, hypervisor.ErrUnavailable) || !strings.Contains(err.Error(), "no URL was given") {
+			t.Errorf("%s: %v", bare, err)
+		}
 	}
 	if _, err := New().List(t.Context()); !errors.Is(err, hypervisor.ErrUnavailable) {
 		t.Errorf("a list without a URL: %v", err)
