@@ -114,3 +114,25 @@ func TestForeign(t *testing.T) {
 		l.Quit()
 	}
 }
+
+// TestEncrypted: what is written to an encrypted disk never lies in the clear.
+func TestEncrypted(t *testing.T) {
+	t.Parallel()
+	dir := memoryDir(t)
+	l := &lab{t: t, journal: memoryDir(t), name: "secret-" + filepath.Base(dir)}
+	qemutest.Need(t)
+	qemutest.Img(t, dir, "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=geheim",
+		"-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "disk.qcow2", "1M")
+	l.QEMU = qemutest.Start(t, dir, l.name, "-object", "secret,id=s,data=geheim",
+		"-drive", "if=none,id=vda,format=qcow2,encrypt.format=luks,encrypt.key-secret=s,file=disk.qcow2")
+	r := l.start("", "-m", "snapshot", l.target())
+	if status := r.wait2(); status != 4 || !strings.Contains(r.stderr.String(), "in the clear") {
+		t.Errorf("status %d: %s", status, r.stderr.String())
+	}
+	r = l.start("", "--allow-long-pause", l.target())
+	vms, _ := r.records()
+	if len(vms) != 1 || vms[0].Mode != "pause" || !strings.Contains(strings.Join(vms[0].Notes, " "), "in the clear") || r.done() != 0 {
+		t.Errorf("%+v %s", vms, r.stderr.String())
+	}
+	l.clean()
+}

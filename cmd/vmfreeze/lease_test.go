@@ -72,20 +72,21 @@ func TestPipes(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	for _, pipe := range []string{"| head -n 1", "| tee log | head -n 1", "| jq . | head -n 1", "| tee log | jq -c . | head -n 1"} {
-		if _, err := exec.LookPath("jq"); err != nil && strings.Contains(pipe, "jq") {
-			t.Logf("%s: jq is not installed", pipe)
-			continue
-		}
-		for _, mode := range [][]string{{"-m", "snapshot"}, stopped} {
-			cmd := exec.Command("sh", "-c", "vmfreeze "+strings.Join(mode, " ")+" "+l.name+" "+pipe)
-			cmd.Dir = t.TempDir()
-			cmd.Env = append(os.Environ(), "VMKIT_JOURNAL="+l.journal)
-			out, err := cmd.Output()
-			if err != nil || !strings.HasPrefix(string(out), "{") {
-				t.Fatalf("%s: %v %s", pipe, err, out)
+		t.Run(pipe, func(t *testing.T) {
+			if _, err := exec.LookPath("jq"); err != nil && strings.Contains(pipe, "jq") {
+				t.Skip("jq is not installed")
 			}
-			l.sound()
-		}
+			for _, mode := range [][]string{{"-m", "snapshot"}, stopped} {
+				cmd := exec.Command("sh", "-c", "vmfreeze "+strings.Join(mode, " ")+" "+l.name+" "+pipe)
+				cmd.Dir = t.TempDir()
+				cmd.Env = append(os.Environ(), "VMKIT_JOURNAL="+l.journal)
+				out, err := cmd.Output()
+				if err != nil || !strings.HasPrefix(string(out), "{") {
+					t.Fatalf("%s: %v %s", pipe, err, out)
+				}
+				l.sound()
+			}
+		})
 	}
 }
 
@@ -223,6 +224,14 @@ func TestCommand(t *testing.T) {
 	}
 	if _, err := os.Stat(control); err == nil {
 		t.Error("the command went on")
+	}
+	l.sound()
+	// So is one of a vmfreeze that is interrupted.
+	r := l.start("", append(stopped, l.name, "--", "sh", "-c", "echo begun; sleep 60")...)
+	r.out.ReadString('\n')
+	r.cmd.Process.Signal(syscall.SIGTERM)
+	if status := r.wait2(); status != 130 {
+		t.Errorf("status %d: %s", status, r.stderr.String())
 	}
 	l.sound()
 }

@@ -33,7 +33,8 @@ type inserted struct {
 		Direct  bool `json:"direct"`
 		NoFlush bool `json:"no-flush"`
 	} `json:"cache"`
-	Bitmaps []bitmapInfo `json:"dirty-bitmaps"`
+	Encrypted bool         `json:"encrypted"`
+	Bitmaps   []bitmapInfo `json:"dirty-bitmaps"`
 }
 
 // imageInfo is an image with the chain below it.

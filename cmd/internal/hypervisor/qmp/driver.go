@@ -204,6 +204,9 @@ type machine struct {
 
 // look finds out about the process at the other end.
 func (m *machine) look() (err error) {
+	if m.c.peer <= 0 {
+		return errors.New("QEMU runs where its process can't be seen from here (in a container?): run vmfreeze there")
+	}
 	if m.process, err = hypervisor.ProcessOf(m.c.peer); err != nil {
 		return fmt.Errorf("QEMU's process: %w", err)
 	}

@@ -166,6 +166,9 @@ func (m *machine) planSnapshot(ctx context.Context, r hypervisor.Request, id map
 		if d.Inserted.Drv != d.Inserted.Image.Format {
 			return nil, fmt.Errorf("%w: above the image of %s is a filter, %s", errNoOverlays, d.name, d.Inserted.Drv)
 		}
+		if d.Inserted.Encrypted {
+			return nil, fmt.Errorf("%w: %s is encrypted, and an overlay would hold what is written to it in the clear", errNoOverlays, d.name)
+		}
 		dir := r.Work
 		if dir == "" {
 			dir = filepath.Dir(d.path)
