@@ -247,7 +247,7 @@ func (s *session) finish(ctx context.Context, record *mapfile.Clone, problems []
 	if s.keep != keepAll {
 		removed, err := clone.Prune(record, s.keep)
 		for _, path := range removed {
-			s.t.Hint("removed %s", path)
+			record.Notes = append(record.Notes, "removed the older clone "+path)
 		}
 		later("older clones", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"vmkit/cmd/internal/hypervisor/vmx"
 	"vmkit/formats"
 	"vmkit/formats/vdi"
+	"vmkit/fsmap/mapfile"
 )
 
 const someVMX = `.encoding = "UTF-8"
@@ -360,4 +361,30 @@ func TestVirtualBox(t *testing.T) {
 	for i, format := range []string{"vdi", "vmdk", "vpc"} {
 		qemuImg(t, "compare", "-f", format, "-F", format, m.VM.Files[[]int{2, 3, 5}[i]].Path, r.Images[i])
 	}
+}
+
+// FuzzConfig: whatever a configuration holds, it is rewritten or refused, and what was rewritten can be once more.
+func FuzzConfig(f *testing.F) {
+	for _, s := range []string{someVMX, someDomain, someVBox, "<Foundry><VM><vmxPathName>x</vmxPathName></VM></Foundry>", "<domain/>"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c := &Clone{o: &Options{Isolate: true}, name: "n", vm: &mapfile.VM{}, stage: &stage{dir: "d", name: "n"}, uuids: map[string]string{}}
+		it := &item{abs: "/nowhere/x", pair: &pair{}}
+		for name, rewrite := range map[string]func([]byte) ([]byte, error){
+			"vmx":    func(b []byte) ([]byte, error) { return c.rewriteVMX(it, b) },
+			"vmsd":   func(b []byte) ([]byte, error) { return c.rewriteVMSD(it, b) },
+			"vmxf":   c.rewriteVMXF,
+			"vbox":   func(b []byte) ([]byte, error) { return c.rewriteVBox(it, b) },
+			"domain": func(b []byte) ([]byte, error) { return c.rewriteDomain(it, b) },
+		} {
+			out, err := rewrite(b)
+			if err != nil {
+				continue
+			}
+			if _, err := rewrite(out); err != nil {
+				t.Errorf("%s: %q became %q, which can't be read: %v", name, b, out, err)
+			}
+		}
+	})
 }

@@ -329,7 +329,7 @@ func parseProps(arg string) (*props, error) {
 		case !ok:
 			key, value = "", part
 		}
-		if key == "" && (ok || i > 0) {
+		if key == "" && (ok || i > 0) || strings.Contains(key, ",") {
 			return nil, fmt.Errorf("%q is no property", part)
 		}
 		p.list = append(p.list, prop{key, value})
