@@ -181,7 +181,7 @@ func (m *machine) Describe(ctx context.Context) (*mapfile.VM, error) {
 	for _, k := range d.Images() {
 		m.addDisk(ctx, vm, k)
 	}
-	hostfiles.Add(vm, filepath.Join(m.configDir(), m.name+".xml"), mapfile.RoleConfig)
+	hostfiles.Add(vm, m.configFile(), mapfile.RoleConfig)
 	for _, path := range m.firmware(d) {
 		if !hostfiles.Add(vm, path, mapfile.RoleFirmware) {
 			vm.Notes = append(vm.Notes, path+" is not there, or can't be seen")
@@ -268,42 +268,36 @@ func (m *machine) firmware(d *domain.Domain) (paths []string) {
 		if t.Backend.Type != "emulator" {
 			continue
 		}
-		folder := "tpm2"
+		_, _, dir := m.dirs()
+		file := "tpm2/tpm2-00.permall"
 		if t.Backend.Version == "1.2" {
-			folder = "tpm1.2"
+			file = "tpm1.2/tpm-00.permall"
 		}
-		paths = append(paths, filepath.Join(m.stateDir(), "swtpm", m.uuid, folder, strings.Replace(folder, "tpm1.2", "tpm", 1)+"-00.permall"))
+		paths = append(paths, filepath.Join(dir, m.uuid, file))
 	}
 	return paths
 }
 
-// session tells whether this is the user's own libvirt, and gives the base folders of its settings.
-func (m *machine) session() (config string, yes bool) {
-	u, err := url.Parse(m.uri)
-	if err != nil || u.Path != "/session" {
-		return "", false
+// dirs gives libvirt's own folders (virQEMUDriverConfigNew in src/qemu/qemu_conf.c): of definitions, of saved memory, of
+// emulated TPMs. Those of a user's own libvirt are in his.
+func (m *machine) dirs() (config, save, tpm string) {
+	if u, err := url.Parse(m.uri); err == nil && u.Path == "/session" {
+		if base, err := os.UserConfigDir(); err == nil {
+			config = filepath.Join(base, "libvirt", "qemu")
+			return config, filepath.Join(config, "save"), filepath.Join(config, "swtpm")
+		}
 	}
-	config, err = os.UserConfigDir()
-	return filepath.Join(config, "libvirt", "qemu"), err == nil
+	return "/etc/libvirt/qemu", "/var/lib/libvirt/qemu/save", "/var/lib/libvirt/swtpm"
 }
 
-func (m *machine) configDir() string {
-	if dir, ok := m.session(); ok {
-		return dir
-	}
-	return "/etc/libvirt/qemu"
-}
-
-// stateDir holds what is libvirt's own: "qemu/save", "swtpm".
-func (m *machine) stateDir() string {
-	if dir, ok := m.session(); ok {
-		return filepath.Dir(dir)
-	}
-	return "/var/lib/libvirt"
+func (m *machine) configFile() string {
+	dir, _, _ := m.dirs()
+	return filepath.Join(dir, m.name+".xml")
 }
 
 func (m *machine) saveFile() string {
-	return filepath.Join(m.stateDir(), "qemu", "save", m.name+".save")
+	_, dir, _ := m.dirs()
+	return filepath.Join(dir, m.name+".save")
 }
 
 func (m *machine) Close() error {

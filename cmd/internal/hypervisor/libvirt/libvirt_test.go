@@ -16,6 +16,7 @@ import (
 	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/domain"
 	"vmkit/cmd/internal/hypervisor/drivertest"
+	"vmkit/cmd/internal/hypervisor/hostfiles"
 	"vmkit/cmd/internal/hypervisor/program"
 	"vmkit/cmd/internal/hypervisor/qemutest"
 	"vmkit/fsmap/mapfile"
@@ -395,6 +396,48 @@ func TestAfterError(t *testing.T) {
 		}
 		if got := strings.Contains(drivertest.Calls(t, state), "[resume][u]"); got != want {
 			t.Errorf("%s: resumed: %v", is, got)
+		}
+	}
+}
+
+// TestFolders looks for the files of a user's own libvirt, and leaves alone what somebody else saved.
+func TestFolders(t *testing.T) {
+	const uuid = "60522a58-c73d-4051-ba3f-235f0ecd5bbc"
+	config := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", config)
+	state := drivertest.Program(t, "virsh", `
+shift 3 # -q -c URI
+case $1 in
+list) echo "`+uuid+` w 1" ;;
+domstate) echo "shut off (saved)" ;;
+dominfo) echo "Managed save:   yes" ;;
+dumpxml) echo "<domain><name>w 1</name><os><nvram>`+config+`/v.fd</nvram></os><devices><tpm><backend type='emulator' version='2.0'/></tpm><tpm><backend type='emulator' version='1.2'/></tpm></devices></domain>" ;;
+version) echo "Using library: libvirt 9.0.0" ;;
+domjobinfo) echo "error: Requested operation is not valid: domain is not running" >&2; exit 1 ;;
+esac`)
+	dir := filepath.Join(config, "libvirt", "qemu")
+	want := []string{
+		drivertest.Write(t, filepath.Join(dir, "w 1.xml"), "x"), drivertest.Write(t, filepath.Join(config, "v.fd"), "x"),
+		drivertest.Write(t, filepath.Join(dir, "swtpm", uuid, "tpm2", "tpm2-00.permall"), "x"),
+		drivertest.Write(t, filepath.Join(dir, "swtpm", uuid, "tpm1.2", "tpm-00.permall"), "x"),
+		drivertest.Write(t, filepath.Join(dir, "save", "w 1.save"), "x"),
+	}
+	m := drivertest.Open(t, New(), "qemu:///session/w 1")
+	vm, err := m.Describe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := gocmp.Diff(want, hostfiles.Paths(vm)); d != "" || vm.StateFound != "suspended" {
+		t.Error(vm.StateFound, d)
+	}
+	for _, after := range []time.Duration{-time.Hour, time.Hour} {
+		done := time.Now().Add(after)
+		drivertest.Calls(t, state)
+		if err := m.Undo(t.Context(), &hypervisor.Step{Op: opSave, Done: &done}); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Contains(drivertest.Calls(t, state), "[start]["+uuid+"]"); got != (after > 0) {
+			t.Errorf("saved %v before: started: %v", after, got)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (m *machine) Undo(ctx context.Context, s *hypervisor.Step) error {
 		_, err = m.run(ctx, "resume", m.uuid)
 		return err
 	case opSave:
-		return m.start(ctx)
+		return m.start(ctx, s.Done)
 	case opOverlay:
 		var errs []error
 		for _, disk := range hostfiles.Disks(s.Args, "overlay") {
@@ -104,8 +104,9 @@ func wait(ctx context.Context) error {
 	}
 }
 
-// start starts a machine that was saved. A save that still runs is given up, which lets the machine go on.
-func (m *machine) start(ctx context.Context) error {
+// start starts a machine that was saved, unless somebody saved it again after done, where that is known. A save that still
+// runs is given up, which lets the machine go on.
+func (m *machine) start(ctx context.Context, done *time.Time) error {
 	for {
 		job, err := m.table(ctx, "domjobinfo", m.uuid)
 		if err != nil && !program.Said(err, "domain is not running") {
@@ -124,6 +125,9 @@ func (m *machine) start(ctx context.Context) error {
 	found, err := m.stateFound(ctx)
 	if err != nil || found != "suspended" {
 		return err
+	}
+	if st, err := os.Stat(m.saveFile()); err == nil && done != nil && st.ModTime().After(*done) {
+		return nil
 	}
 	_, err = m.run(ctx, "start", m.uuid)
 	return err
