@@ -166,13 +166,6 @@ func compareKernel(t *testing.T, img, mnt string) (journal string) {
 		t.Error(err)
 		return ""
 	}
-	for _, err := range fs.Info().Problems {
-		t.Error("problem:", err)
-	}
-	got := fsmaptest.List(fs, true, m)
-	for _, p := range got.Problems {
-		t.Error("problem:", p)
-	}
 	scratch := img + ".copy"
 	run(t, "cp", "--sparse=always", img, scratch)
 	defer os.Remove(scratch)
@@ -182,6 +175,13 @@ func compareKernel(t *testing.T, img, mnt string) (journal string) {
 		return ""
 	}
 	defer run(t, "umount", mnt)
+	for _, err := range fs.Info().Problems {
+		t.Error("problem:", err)
+	}
+	got := fsmaptest.List(fs, true, m)
+	for _, p := range got.Problems {
+		t.Error("problem:", p)
+	}
 	out := run(t, "python3", filepath.Join(fixtures.Dir(t, "xfs-oracle"), "list.py"), mnt, "--times")
 	want := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
 	for _, lines := range [][]string{got.Lines, want} {
