@@ -14,6 +14,7 @@ import (
 
 	"vmkit/cmd/internal/repo"
 	"vmkit/cmd/internal/repo/repotest"
+	"vmkit/fsmap/mapfile"
 )
 
 // prune prunes web1, and gives what was done as lines.
@@ -215,6 +216,10 @@ func TestPruneS3(t *testing.T) {
 	done := prune(t, s, repo.PruneOptions{Keep: repo.Keep{Last: 2}})
 	if visible := checkAll(t, s, list); len(visible) != 2 {
 		t.Errorf("%d points are visible, by %q", len(visible), done)
+	}
+	o := repo.CheckOptions{Sample: 1, Progress: func(int64) {}, Report: func(f mapfile.Finding) error { return fmt.Errorf("%+v", f) }}
+	if n, err := repo.Check(t.Context(), s, "web1", o); err != nil || n == 0 {
+		t.Errorf("%d files were checked: %v", n, err)
 	}
 	if b, err := io.ReadAll(io.NewSectionReader(reader, 0, reader.Size())); err == nil && !bytes.Equal(b, list[3].Bytes()) {
 		t.Error("a reader gets other bytes")
