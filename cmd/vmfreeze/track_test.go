@@ -10,19 +10,31 @@ import (
 	"vmkit/fsmap/mapfile"
 )
 
-// track freezes with --track, writes a pattern while the machine is frozen, and gives what changed on vda.
+// track freezes by a snapshot with --track, writes a pattern while the machine is frozen, and gives what changed on vda.
 func (l *lab) track(pattern int) mapfile.Changed {
 	l.t.Helper()
-	r := l.start("", "--track", l.target())
+	return l.trackIn(pattern, "-m", "snapshot")
+}
+
+// trackIn does so in another mode; where the machine stands still, the pattern is written after it.
+func (l *lab) trackIn(pattern int, mode ...string) mapfile.Changed {
+	l.t.Helper()
+	r := l.start("", append(mode, "--track", l.target())...)
 	vms, _ := r.records()
 	if len(vms) != 1 || len(vms[0].Changed) != 2 {
 		l.t.Fatalf("%+v %s", vms, r.stderr.String())
 	}
-	l.write(pattern)
+	runs := l.Status() == "running"
+	if runs {
+		l.write(pattern)
+	}
 	if status := r.done(); status != 0 {
 		l.t.Fatalf("status %d: %s", status, r.stderr.String())
 	}
 	l.sound()
+	if !runs {
+		l.write(pattern)
+	}
 	raw := vms[0].Changed[1]
 	if raw.Disk != "vdb" || raw.State != "lost" || !strings.Contains(raw.Reason, "raw images keep no bitmaps") {
 		l.t.Errorf("%+v", raw)
@@ -125,18 +137,13 @@ func TestTrackOffline(t *testing.T) {
 	l.end(1, 3, 5)
 }
 
-func TestTrackRefused(t *testing.T) {
+func TestTrackOld(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
-	r := l.start("", append(stopped, "--track", l.target())...)
-	if status := r.wait2(); status != 4 || !strings.Contains(r.stderr.String(), "mode snapshot only") {
-		t.Errorf("status %d: %s", status, r.stderr.String())
-	}
 	dir := memoryDir(t)
 	old := &lab{t: t, journal: memoryDir(t), name: "old-" + filepath.Base(dir)}
 	qemutest.Img(t, dir, "create", "-q", "-f", "qcow2", "-o", "compat=0.10", "old.qcow2", "64M")
 	old.QEMU = qemutest.Start(t, dir, old.name, "-drive", "if=none,id=vda,file=old.qcow2,format=qcow2")
-	r = old.start("", "--track", old.target())
+	r := old.start("", "--track", old.target())
 	vms, _ := r.records()
 	if len(vms) != 1 || vms[0].Changed[0].State != "lost" || !strings.Contains(vms[0].Changed[0].Reason, "compat") {
 		t.Errorf("%+v %s", vms, r.stderr.String())
@@ -144,4 +151,53 @@ func TestTrackRefused(t *testing.T) {
 	if r.done() != 0 {
 		t.Error(r.stderr.String())
 	}
+}
+
+// TestTrackStopped: bitmaps of a machine that stands still are read through QEMU.
+func TestTrackStopped(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	suspended := append([]string{"-m", "suspend"}, stopped[2:]...)
+	if got := l.trackIn(1, stopped...); got.State != "first" {
+		t.Fatalf("%+v", got)
+	}
+	second := l.trackIn(3, suspended...)
+	if second.State != "complete" || second.Granularity != 1<<16 || !slices.Equal(second.Ranges, wrote(1)) {
+		t.Fatalf("%+v", second)
+	}
+	want := []int{1, 3}
+	for p := 5; p < 25; p += 2 { // over the number of bitmaps that are kept
+		if got := l.trackIn(p, stopped...); got.State != "complete" || !slices.Equal(got.Ranges, wrote(want...)) {
+			t.Fatalf("%+v, want %v", got, want)
+		}
+		want = append(want, p)
+	}
+	if got := l.track(30); got.State != "complete" || !slices.Equal(got.Ranges, wrote(want...)) {
+		t.Fatalf("by a snapshot: %+v, want %v", got, want)
+	}
+	// Another server runs: it is left alone, and what could not be read is not forgotten.
+	server := map[string]any{"addr": map[string]any{"type": "unix", "data": map[string]string{"path": "nbd"}}}
+	l.Do("nbd-server-start", server)
+	if got := l.trackIn(32, stopped...); got.State != "lost" || !strings.Contains(got.Reason, "already running") {
+		t.Fatalf("%+v", got)
+	}
+	l.Do("nbd-server-stop", nil)
+	if got := l.trackIn(34, stopped...); got.State != "complete" || !slices.Equal(got.Ranges, wrote(append(want, 30, 32)...)) {
+		t.Fatalf("%+v", got)
+	}
+	// Killed in the middle of it.
+	for _, place := range []string{"begun begin bitmaps", "exporting", "did begin bitmaps", "undo begin bitmaps"} {
+		r := l.start(place, append(append([]string{}, stopped...), "--track", l.target())...)
+		r.records()
+		if r.done(); !strings.Contains(r.stderr.String(), "killed at") {
+			t.Fatalf("%s was not reached: %s", place, r.stderr.String())
+		}
+		l.sound()
+		l.Do("nbd-server-start", server) // nothing of ours is left
+		l.Do("nbd-server-stop", nil)
+	}
+	if got := l.trackIn(36, stopped...); got.State != "complete" || !slices.Equal(got.Ranges, wrote(append(want, 30, 32, 34)...)) {
+		t.Fatalf("%+v", got)
+	}
+	l.end(append(want, 30, 32, 34, 36)...)
 }

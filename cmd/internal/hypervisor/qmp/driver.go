@@ -197,9 +197,10 @@ type machine struct {
 	dir     string   // QEMU's own folder
 	command []string // its command line
 	disks   []disk
-	foreign []string // what lies where it can't be cloned from
-	notes   []string // the same of what needs no clone
-	resumes int      // RESUME events that had come when the machine was stopped
+	foreign []string           // what lies where it can't be cloned from
+	notes   []string           // the same of what needs no clone
+	live    map[string]reading // what bitmaps told while the machine was stopped, by disk
+	resumes int                // RESUME events that had come when the machine was stopped
 }
 
 // look finds out about the process at the other end.

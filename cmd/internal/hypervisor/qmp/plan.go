@@ -23,6 +23,7 @@ const (
 	opOverlay  = "make overlays"
 	opAdd      = "add overlays"
 	opSnapshot = "snapshot"
+	opBitmaps  = "begin bitmaps"
 	opMemory   = "make memory file"
 	opSpeed    = "lift bandwidth limit"
 	opMigrate  = "save memory"
@@ -43,6 +44,9 @@ type overlay struct {
 
 // overlayPrefix begins the names of overlays' nodes.
 const overlayPrefix = "vmfreeze-"
+
+// byBitmaps adds to a method how it tells changes.
+const byBitmaps = "; changes by dirty bitmaps"
 
 // errNoOverlays says why a machine can't be frozen by a snapshot.
 var errNoOverlays = errors.New("no snapshot")
@@ -78,28 +82,33 @@ func (m *machine) Plan(ctx context.Context, vm *mapfile.VM, r hypervisor.Request
 	}
 	p := &hypervisor.Plan{Mode: r.Mode}
 	if r.Mode == hypervisor.Snapshot || r.Mode == hypervisor.Auto {
-		p, err = m.planSnapshot(ctx, r, id, quiesce)
+		p, err = m.planSnapshot(r, id, quiesce)
 		if !errors.Is(err, errNoOverlays) || r.Mode == hypervisor.Snapshot {
 			return p, err
 		}
 		p = &hypervisor.Plan{Mode: hypervisor.Pause, Notes: []string{err.Error()}}
 	}
-	if r.Track {
-		return nil, fmt.Errorf("changes are tracked in mode snapshot only, where the bitmaps can be read: not in mode %s", p.Mode)
-	}
 	p.Stops = true
-	stop := hypervisor.Step{Op: opStop, Args: id, Holds: true, Instant: true}
+	still := append(quiesce, hypervisor.Step{Op: opStop, Args: id, Holds: true, Instant: true})
+	p.Method = "stop, then cont"
+	if r.Track {
+		args, err := m.planTrack(id)
+		if err != nil {
+			return nil, err
+		}
+		still = append(still, hypervisor.Step{Op: opBitmaps, Args: args, Holds: true})
+		p.Method += byBitmaps
+	}
 	if p.Mode == hypervisor.Pause {
-		p.Method = "stop, then cont"
-		p.Steps = append(quiesce, stop)
+		p.Steps = still
 		return p, nil
 	}
-	p.Method = "stop, migrate to a file, then cont"
+	p.Method = "migration to a file: " + p.Method
 	memory := filepath.Join(m.work(r), "vmfreeze-"+id["run"]+".memory")
 	p.Files = []mapfile.VMFile{{Path: memory, Role: mapfile.RoleMemory, Format: "qemu migration stream"}}
 	args := with(id, "memory", memory)
-	p.Steps = append([]hypervisor.Step{{Op: opMemory, Args: args}, {Op: opSpeed, Args: id}}, quiesce...)
-	p.Steps = append(p.Steps, stop, hypervisor.Step{Op: opMigrate, Args: args, Holds: true})
+	p.Steps = append([]hypervisor.Step{{Op: opMemory, Args: args}, {Op: opSpeed, Args: id}}, still...)
+	p.Steps = append(p.Steps, hypervisor.Step{Op: opMigrate, Args: args, Holds: true})
 	return p, nil
 }
 
@@ -154,7 +163,7 @@ func (m *machine) work(r hypervisor.Request) string {
 	return m.dir
 }
 
-func (m *machine) planSnapshot(ctx context.Context, r hypervisor.Request, id map[string]string, quiesce []hypervisor.Step) (*hypervisor.Plan, error) {
+func (m *machine) planSnapshot(r hypervisor.Request, id map[string]string, quiesce []hypervisor.Step) (*hypervisor.Plan, error) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		return nil, fmt.Errorf("%w: qemu-img, which makes overlays, is not installed", errNoOverlays)
 	}
@@ -196,10 +205,10 @@ func (m *machine) planSnapshot(ctx context.Context, r hypervisor.Request, id map
 	}
 	snapshot := hypervisor.Step{Op: opSnapshot, Args: args, Instant: true, Commits: true}
 	if r.Track {
-		if snapshot.Args, err = m.planTrack(ctx, args); err != nil {
+		if snapshot.Args, err = m.planTrack(args); err != nil {
 			return nil, err
 		}
-		p.Method += "; changes by dirty bitmaps"
+		p.Method += byBitmaps
 	}
 	p.Steps = append(p.Steps, snapshot)
 	return p, nil
@@ -221,6 +230,8 @@ func (m *machine) Do(ctx context.Context, s *hypervisor.Step) error {
 		return m.addOverlays(ctx, s)
 	case opSnapshot:
 		return m.snapshot(ctx, s)
+	case opBitmaps:
+		return m.begin(ctx, s)
 	case opMemory:
 		return m.makeMemory(s)
 	case opSpeed:
@@ -267,6 +278,8 @@ func (m *machine) Undo(ctx context.Context, s *hypervisor.Step) error {
 		return m.dropOverlays(ctx, s)
 	case opSnapshot:
 		return m.commit(ctx, s)
+	case opBitmaps:
+		return m.endExport(ctx, s, false) // the bitmaps stay: nothing is forgotten
 	case opSpeed:
 		return m.restoreLimit(ctx, s)
 	case opMigrate:

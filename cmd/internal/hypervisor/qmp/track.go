@@ -4,7 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -16,8 +20,9 @@ import (
 )
 
 // A bitmap named vmkit-POINT marks what was written from that point on until the next one's began: at each freeze all
-// are disabled and a new one is added, in the transaction that makes the snapshot. All of them together are what was
-// written since the oldest. Only Tracked removes any: those of before a point that is safe in a backup.
+// are disabled and a new one is added, in the transaction that makes the snapshot, or while the machine is stopped. All
+// of them together are what was written since the oldest. Only Tracked removes any: those of before a point that is safe
+// in a backup.
 const (
 	bitmapPrefix = "vmkit-"
 	// pointForm gives points whose order is that of their names.
@@ -45,6 +50,8 @@ type tracked struct {
 	Drop   []string `json:"drop,omitempty"`  // those that can't be trusted any more
 	Reason string   `json:"reason,omitempty"`
 	None   bool     `json:"none,omitempty"` // the disk can keep no bitmaps
+
+	Granularity int64 `json:"granularity,omitempty"` // the coarsest of the old ones
 }
 
 // ours gives the disk's bitmaps that are vmkit's, the oldest first.
@@ -57,8 +64,8 @@ func ours(all []bitmapInfo) []bitmapInfo {
 	return list
 }
 
-// planTrack adds to a snapshot's arguments what becomes of each disk's bitmaps.
-func (m *machine) planTrack(_ context.Context, args map[string]string) (map[string]string, error) {
+// planTrack adds to a step's arguments what becomes of each disk's bitmaps.
+func (m *machine) planTrack(args map[string]string) (map[string]string, error) {
 	var list []tracked
 	for _, d := range m.disks {
 		if d.Inserted.RO {
@@ -80,6 +87,7 @@ func (m *machine) planTrack(_ context.Context, args map[string]string) (map[stri
 				continue
 			}
 			t.Old = append(t.Old, b.Name)
+			t.Granularity = max(t.Granularity, b.Granularity)
 		}
 		if len(t.Drop) > 0 { // what the others mark is not all
 			t.Drop, t.Old = append(t.Drop, t.Old...), nil
@@ -135,8 +143,116 @@ func trackActions(s *hypervisor.Step) ([]action, error) {
 	return actions, nil
 }
 
-// Changed reads what the bitmaps mark. They are in the disks' files: QEMU stored them when the snapshot made these
-// read-only.
+// begin begins the new bitmaps of a machine that is stopped, and reads the old ones: from QEMU itself, as they are not
+// in the disks' files while these are written to.
+func (m *machine) begin(ctx context.Context, s *hypervisor.Step) error {
+	actions, err := trackActions(s)
+	if err != nil {
+		return err
+	}
+	if len(actions) > 0 {
+		if err := m.c.run(ctx, "transaction", map[string]any{"actions": actions}, nil); err != nil {
+			return err
+		}
+	}
+	list, err := trackedOf(s)
+	if err != nil {
+		return err
+	}
+	m.live = map[string]reading{}
+	for i := range list {
+		if t := &list[i]; t.Reason == "" && len(t.Old) > 0 {
+			ranges, err := m.export(ctx, s, t)
+			m.live[t.Disk] = reading{ranges, t.Granularity, err}
+		}
+	}
+	return nil
+}
+
+// reading is what a disk's bitmaps mark.
+type reading struct {
+	ranges      [][2]int64
+	granularity int64
+	err         error
+}
+
+// export has QEMU tell a disk's bitmaps through an NBD server, which listens on a socket that only this process can
+// reach.
+func (m *machine) export(ctx context.Context, s *hypervisor.Step, t *tracked) (ranges [][2]int64, err error) {
+	dir, err := os.MkdirTemp("", "vmfreeze-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "nbd")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	file, err := l.File()
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	name := overlayPrefix + s.Args["run"]
+	if err := m.c.runFile(ctx, "getfd", map[string]string{"fdname": name}, file); err != nil {
+		return nil, err
+	}
+	err = m.c.run(ctx, "nbd-server-start", map[string]any{"addr": map[string]any{"type": "fd", "data": map[string]string{"str": name}}}, nil)
+	if err != nil {
+		// Somebody else's server runs. It is not to be stopped.
+		return nil, errors.Join(err, m.c.run(ctx, "closefd", map[string]string{"fdname": name}, nil))
+	}
+	defer func() {
+		if e := m.endExport(context.WithoutCancel(ctx), s, true); err == nil {
+			err = e
+		}
+	}()
+	old := t.present()
+	err = m.c.run(ctx, "block-export-add", map[string]any{"type": "nbd", "id": name, "node-name": t.Node, "name": name, "bitmaps": old}, nil)
+	if err != nil {
+		return nil, err
+	}
+	hypervisor.Crash("exporting")
+	for _, bitmap := range old {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			return nil, err
+		}
+		more, err := dirty(conn, name, bitmap)
+		conn.Close()
+		if err != nil {
+			return nil, err
+		}
+		ranges = append(ranges, more...)
+	}
+	return ranges, nil
+}
+
+// endExport ends what export began: if ours says that the server is, or where there is the export that proves it.
+func (m *machine) endExport(ctx context.Context, s *hypervisor.Step, ours bool) error {
+	var all []struct{ ID string }
+	if err := m.c.run(ctx, "query-block-exports", nil, &all); err != nil {
+		return err
+	}
+	name := overlayPrefix + s.Args["run"]
+	for _, e := range all {
+		if ours = ours || e.ID == name; e.ID != name {
+			continue
+		}
+		if err := m.c.run(ctx, "block-export-del", map[string]string{"id": name, "mode": "hard"}, nil); err != nil {
+			return err
+		}
+	}
+	if !ours {
+		return nil
+	}
+	return m.c.run(ctx, "nbd-server-stop", nil, nil)
+}
+
+// Changed tells what the bitmaps mark. After a snapshot they are in the disks' files: QEMU stored them when that made
+// these read-only.
 func (m *machine) Changed(_ context.Context, steps []hypervisor.Step) ([]mapfile.Changed, error) {
 	var all []mapfile.Changed
 	for i := range steps {
@@ -146,13 +262,20 @@ func (m *machine) Changed(_ context.Context, steps []hypervisor.Step) ([]mapfile
 			return nil, err
 		}
 		for _, t := range list {
-			all = append(all, t.changed(s.Args["point"], mapfile.MaxRanges/len(list)))
+			live, ok := m.live[t.Disk]
+			all = append(all, t.changed(s.Args["point"], mapfile.MaxRanges/len(list), func() ([][2]int64, int64, error) {
+				if ok {
+					return live.ranges, live.granularity, live.err
+				}
+				return t.read()
+			}))
 		}
 	}
 	return all, nil
 }
 
-func (t *tracked) changed(point string, limit int) mapfile.Changed {
+// changed tells what became of a disk since its oldest point, for which read reads the bitmaps.
+func (t *tracked) changed(point string, limit int, read func() ([][2]int64, int64, error)) mapfile.Changed {
 	c := mapfile.Changed{Disk: t.Disk, State: "lost", Point: point, Reason: t.Reason}
 	switch {
 	case t.None:
@@ -165,7 +288,7 @@ func (t *tracked) changed(point string, limit int) mapfile.Changed {
 		return c
 	}
 	c.Since = strings.TrimPrefix(t.Old[0], bitmapPrefix)
-	ranges, granularity, err := t.read()
+	ranges, granularity, err := read()
 	if err != nil {
 		c.Reason = err.Error()
 		return c
@@ -173,6 +296,14 @@ func (t *tracked) changed(point string, limit int) mapfile.Changed {
 	c.State, c.Granularity = "complete", granularity
 	c.Ranges = mergeRanges(ranges, limit)
 	return c
+}
+
+// present gives the old bitmaps that are there after the transaction: the second oldest may be in the oldest by then.
+func (t *tracked) present() []string {
+	if t.Merge {
+		return slices.Delete(slices.Clone(t.Old), 1, 2)
+	}
+	return t.Old
 }
 
 // read gives the marked stretches of all old bitmaps.
@@ -184,12 +315,9 @@ func (t *tracked) read() (ranges [][2]int64, granularity int64, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, name := range t.Old {
+	for _, name := range t.present() {
 		i := slices.IndexFunc(img.Bitmaps, func(b formats.Bitmap) bool { return b.Name == name })
 		if i < 0 {
-			if t.Merge && name == t.Old[1] {
-				continue // it is in the oldest now
-			}
 			return nil, 0, fmt.Errorf("bitmap %s is not in the file", name)
 		}
 		b := img.Bitmaps[i]
