@@ -47,6 +47,9 @@ func packs() *fakeFS {
 		xor := &Pack{Spec: codec.Spec{Codec: codec.XOR, Full: 4096}, Parts: []Run{
 			{Len: 4096, Kind: mapfile.Data, Off: off + 5000}, {Len: 4096, Kind: mapfile.Data, Off: off + 300000},
 		}}
+		if id%2 == 0 {
+			xor.Codec, xor.Factors, zstd.Pad = codec.RAID6, []byte{3, 142}, true
+		}
 		n.size = 20000
 		n.runs = []Run{
 			{At: 0, Len: 4000, Kind: mapfile.Packed, Skip: 500, Pack: zstd},
