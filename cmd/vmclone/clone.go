@@ -39,6 +39,9 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 	default:
 		return cli.Usagef("--method is auto, reflink or copy, not %q", o.method)
 	}
+	if err := clone.Sweep(o.dir); err != nil {
+		return err
+	}
 	s := &session{options: o, t: t, w: mapfile.NewWriter(t.Stdout)}
 	s.clone = clone.Options{
 		Dir: o.dir, Name: o.name, Method: clone.Method(o.method), Sums: o.checksum, Isolate: o.start,

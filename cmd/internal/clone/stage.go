@@ -30,18 +30,19 @@ type stage struct {
 // stageTries bounds how often a folder is made anew that another run took for one left over.
 const stageTries = 20
 
-// newStage begins a clone called name in dir, which is made if it isn't there. What killed runs left there is removed.
+// newStage begins a clone called name in dir, which is made if it isn't there. What a killed run left of the same clone
+// is removed.
 func newStage(dir, name string) (*stage, error) {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
-		return nil, err
-	}
-	if err := sweep(dir); err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256([]byte(name))
 	s := &stage{dir: dir, name: name, temp: filepath.Join(dir, tempPrefix+hex.EncodeToString(sum[:8]))}
 	if _, err := os.Lstat(s.final()); err == nil {
 		return nil, fmt.Errorf("%s: %w; nothing is ever overwritten: give another --name", s.final(), fs.ErrExist)
+	}
+	if err := sweepFolder(s.temp); err != nil {
+		return nil, err
 	}
 	for range stageTries {
 		if err := os.Mkdir(s.temp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -123,56 +124,62 @@ func renameNew(from, to string) error {
 	return nil
 }
 
-// sweep removes the clones that killed runs left half-built in dir.
-func sweep(dir string) error {
+// Sweep removes the clones that killed runs left half-built in dir. It may take its time, which no machine should have
+// to wait for.
+func Sweep(dir string) error {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		if len(e.Name()) != len(tempPrefix)+16 || e.Name()[:len(tempPrefix)] != tempPrefix || !e.IsDir() {
-			continue
-		}
-		f, err := os.OpenFile(filepath.Join(path, RecordName), os.O_RDWR|unix.O_NOFOLLOW, 0)
-		if errors.Is(err, fs.ErrNotExist) {
-			os.Remove(path) // which another run may just have made: it tries again
-			continue
-		}
-		if err != nil {
-			continue // not ours
-		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && still(f, f.Name()) {
-			err = removeFolder(path)
-		} else {
-			err = nil
-		}
-		f.Close()
-		if err != nil {
-			return err
+		if len(e.Name()) == len(tempPrefix)+16 && e.Name()[:len(tempPrefix)] == tempPrefix && e.IsDir() {
+			if err := sweepFolder(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// removeFolder removes a folder of files, the record last: without it nobody would know what the folder is.
+// sweepFolder removes a folder in which a clone was being built, if no run does that any more.
+func sweepFolder(path string) error {
+	f, err := os.OpenFile(filepath.Join(path, RecordName), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		os.Remove(path) // which another run may just have made: it tries again
+		return nil
+	}
+	if err != nil {
+		return nil // not ours
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || !still(f, f.Name()) {
+		return nil
+	}
+	return removeFolder(path)
+}
+
+// removeFolder removes a folder of files, the record last: without it nobody would know what the folder is. Another run
+// may be doing the same.
 func removeFolder(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return err
 	}
+	var names []string
 	for _, e := range entries {
-		if e.Name() == RecordName {
-			continue
+		if e.Name() != RecordName {
+			names = append(names, e.Name())
 		}
-		if err := os.Remove(filepath.Join(path, e.Name())); err != nil {
+	}
+	for _, name := range append(names, RecordName, "") {
+		if err := os.Remove(filepath.Join(path, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	if err := os.Remove(filepath.Join(path, RecordName)); err != nil {
-		return err
-	}
-	return os.Remove(path)
+	return nil
 }
 
 // still tells whether path is the file f.
