@@ -17,18 +17,23 @@ import (
 )
 
 const (
-	// patience bounds one answer.
-	patience = 60 * time.Second
+	// patience bounds one answer, dialPatience the first.
+	patience     = 60 * time.Second
+	dialPatience = 5 * time.Second
 	// maxReply bounds a line from the agent: what a guest says is not to be trusted.
 	maxReply = 16 << 20
 )
 
 // Agent is a connection to a guest's agent. It is for one goroutine at a time.
 type Agent struct {
-	Name string // for messages
-	ask  func(ctx context.Context, request []byte) ([]byte, error)
-	end  func() error
+	Name     string        // for messages
+	Patience time.Duration // bounds one answer; a minute unless it is set
+	ask      func(ctx context.Context, request []byte) ([]byte, error)
+	end      func() error
 }
+
+// ErrSilent is what an agent gives that does not answer.
+var ErrSilent = errors.New("it does not answer")
 
 // Refused is the agent's refusal of a command.
 type Refused struct {
@@ -47,47 +52,53 @@ func Dial(ctx context.Context, target string) (*Agent, error) {
 	switch {
 	case name == "":
 	case kind == "qga":
-		return dialSocket(ctx, name)
+		return DialSocket(ctx, name)
 	case kind == "libvirt":
 		return dialLibvirt(ctx, name)
 	}
 	return nil, fmt.Errorf("%q is neither qga:SOCKET nor libvirt:NAME", target)
 }
 
-func dialSocket(ctx context.Context, path string) (*Agent, error) {
+// DialSocket reaches the agent behind a socket, which serves one client at a time.
+func DialSocket(ctx context.Context, path string) (*Agent, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("guest agent: %w", err)
 	}
 	in := bufio.NewReader(conn)
-	a := &Agent{Name: "qga:" + path, end: conn.Close}
-	a.ask = func(ctx context.Context, request []byte) ([]byte, error) {
-		conn.SetDeadline(time.Now().Add(patience))
-		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-		defer stop()
-		if _, err := conn.Write(append(request, '\n')); err != nil {
-			return nil, err
-		}
+	a := &Agent{Name: "qga:" + path, Patience: dialPatience, end: conn.Close}
+	// read reads an answer.
+	read := func(ctx context.Context) ([]byte, error) {
 		line, err := readLine(in)
 		if e := ctx.Err(); e != nil {
 			return nil, e
 		}
 		if t := net.Error(nil); errors.As(err, &t) && t.Timeout() {
-			err = fmt.Errorf("no answer on %s: is it running in the guest, and is nobody else connected to it?", path)
+			err = fmt.Errorf("%w on %s: is it running in the guest, and is nobody else connected to it?", ErrSilent, path)
 		}
 		return line, err
+	}
+	a.ask = func(ctx context.Context, request []byte) ([]byte, error) {
+		conn.SetDeadline(time.Now().Add(a.Patience))
+		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+		defer stop()
+		if _, err := conn.Write(append(request, '\n')); err != nil {
+			return nil, err
+		}
+		return read(ctx)
 	}
 	// A client before may have left half a command, which 0xFF ends, and answers that nobody read.
 	id := rand.Int64N(1 << 53)
 	line, err := a.ask(ctx, fmt.Appendf([]byte{0xff}, `{"execute":"guest-sync-delimited","arguments":{"id":%d}}`, id))
 	for err == nil && !bytes.Contains(line, fmt.Appendf(nil, "%d", id)) {
-		line, err = readLine(in)
+		line, err = read(ctx)
 	}
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("guest agent: %w", err)
 	}
+	a.Patience = patience
 	return a, nil
 }
 
@@ -110,9 +121,9 @@ func dialLibvirt(ctx context.Context, name string) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("libvirt is reached through virsh: %w", err)
 	}
-	a := &Agent{Name: "libvirt:" + name, end: func() error { return nil }}
+	a := &Agent{Name: "libvirt:" + name, Patience: patience, end: func() error { return nil }}
 	a.ask = func(ctx context.Context, request []byte) ([]byte, error) {
-		c := exec.CommandContext(ctx, virsh, "-q", "qemu-agent-command", "--timeout", fmt.Sprint(int(patience.Seconds())), name, string(request))
+		c := exec.CommandContext(ctx, virsh, "-q", "qemu-agent-command", "--timeout", fmt.Sprint(int(a.Patience.Seconds())), name, string(request))
 		out, err := c.Output()
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 			text := strings.Join(strings.Fields(string(exit.Stderr)), " ")
