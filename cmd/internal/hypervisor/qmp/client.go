@@ -235,28 +235,34 @@ func (c *client) send(ctx context.Context, command string, args, result any, wri
 	timeout := time.NewTimer(commandPatience)
 	defer timeout.Stop()
 	for {
+		var r reply
 		select {
-		case r := <-c.replies:
-			switch {
-			case r.ID != c.nextID:
-				continue // the late answer to a command that was given up
-			case r.Error != nil:
-				r.Error.Command = command
-				return r.Error
-			case result == nil:
-				return nil
-			}
-			if err := json.Unmarshal(r.Return, result); err != nil {
-				return fmt.Errorf("QEMU's answer to %s: %w", command, err)
-			}
-			return nil
+		case r = <-c.replies:
 		case <-c.gone:
-			return c.lost()
+			// The answer may have been the last that came.
+			select {
+			case r = <-c.replies:
+			default:
+				return c.lost()
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timeout.C:
 			return fmt.Errorf("QEMU (process %d) did not answer %s within %v", c.peer, command, commandPatience)
 		}
+		switch {
+		case r.ID != c.nextID:
+			continue // the late answer to a command that was given up
+		case r.Error != nil:
+			r.Error.Command = command
+			return r.Error
+		case result == nil:
+			return nil
+		}
+		if err := json.Unmarshal(r.Return, result); err != nil {
+			return fmt.Errorf("QEMU's answer to %s: %w", command, err)
+		}
+		return nil
 	}
 }
 
