@@ -442,6 +442,12 @@ func TestRecord(t *testing.T) {
 	if !strings.Contains(text, `"of":{"type":"vm","later":[1,2.50],"name":"m"}`) || !strings.HasSuffix(text, "{\"type\":\"end\",\"clones\":1,\"problems\":0}\n") {
 		t.Errorf("clone.json holds %s", text)
 	}
+	// One that is too long with all that it could tell.
+	m = machine(t, "long", "d.raw|disk|raw")
+	m.VM.Changed = []mapfile.Changed{{Disk: "vda", State: "complete", Ranges: make([][2]int64, 200_000)}}
+	if r := mustClone(t, wrap(t, m.VM), Options{}); !slices.Equal(r.Notes, []string{"the ranges that changed did not fit into the record"}) || !strings.Contains(string(r.Of), `"name":"long"`) {
+		t.Errorf("%q, %.300s", r.Notes, r.Of)
+	}
 	r.Registered = "somewhere"
 	if err := Save(r, nil); err != nil {
 		t.Fatal(err)

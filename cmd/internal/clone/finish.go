@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +31,7 @@ func (c *Clone) Finish(ctx context.Context) (record *mapfile.Clone, problems []*
 	if err := c.settle(ctx); err != nil {
 		return nil, nil, err
 	}
-	record = &mapfile.Clone{Type: "clone", Name: c.name, Folder: c.stage.final(), Of: c.raw, Images: []string{}}
+	record = &mapfile.Clone{Type: "clone", Name: c.name, Folder: c.stage.final(), Images: []string{}}
 	if record.Released, err = c.released(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -47,7 +48,9 @@ func (c *Clone) Finish(ctx context.Context) (record *mapfile.Clone, problems []*
 		f.Path = filepath.Join(record.Folder, f.Path)
 		record.Files = append(record.Files, f)
 	}
-	record.Notes = c.notes
+	if err := c.carry(record); err != nil {
+		return nil, nil, err
+	}
 	var stream bytes.Buffer
 	if err := Write(mapfile.NewWriter(&stream), []*mapfile.Clone{record}, c.problems); err != nil {
 		return nil, nil, err
@@ -58,6 +61,25 @@ func (c *Clone) Finish(ctx context.Context) (record *mapfile.Clone, problems []*
 	st := c.stage
 	c.stage = nil
 	return record, c.problems, st.commit(stream.Bytes())
+}
+
+// carry puts the notes and the vm record into the clone's. What changed since a point that was tracked, a hint that can
+// be had without, stays out where all of it would not fit into a line.
+func (c *Clone) carry(record *mapfile.Clone) error {
+	record.Of, record.Notes = c.raw, c.notes
+	b, err := json.Marshal(record)
+	if err != nil || len(b) < mapfile.MaxLine {
+		return err
+	}
+	var of map[string]json.RawMessage
+	if err := json.Unmarshal(c.raw, &of); err != nil {
+		return err
+	}
+	delete(of, "changed")
+	c.note("the ranges that changed did not fit into the record")
+	record.Notes = c.notes
+	record.Of, err = json.Marshal(of)
+	return err
 }
 
 // Save writes the record of a finished clone anew.
