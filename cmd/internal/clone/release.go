@@ -66,6 +66,8 @@ func (c *Clone) released(ctx context.Context) (*mapfile.Released, error) {
 	case err == nil && r.At != nil && r.At.Before(c.read):
 		return nil, fmt.Errorf("%w: its release began at %s, and the last byte was read at %s",
 			ErrReleased, r.At.Format(time.RFC3339Nano), c.read.UTC().Format(time.RFC3339Nano))
+	case err == nil && r.Spoiled:
+		return nil, fmt.Errorf("%w: %s", ErrReleased, r.Error)
 	case err == nil && r.Error != "":
 		err = errors.New(r.Error)
 	}

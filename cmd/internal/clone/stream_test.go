@@ -211,6 +211,12 @@ func TestReleased(t *testing.T) {
 		t.Errorf("released early: %v", err)
 	}
 
+	// Somebody else had the machine go on meanwhile.
+	writeJournal(t, "journal", hypervisor.Journal{Owner: me, Ended: true, Released: &mapfile.Released{At: &later, Spoiled: true, Error: "it ran"}})
+	if _, _, err := start("spoiled").Finish(t.Context()); !errors.Is(err, ErrReleased) || !strings.Contains(err.Error(), "it ran") {
+		t.Errorf("spoiled: %v", err)
+	}
+
 	// There is no journal: what happened is not known.
 	if err := os.Remove("journal"); err != nil {
 		t.Fatal(err)
