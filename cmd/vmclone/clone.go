@@ -94,23 +94,39 @@ func (s *session) held(ctx context.Context) error {
 	}
 	defer stream.Close()
 	stream.Problem = s.problem
+	following := 0
 	for first := true; ; first = false {
 		machines, err := stream.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			if first {
 				return errors.New("stdin: no vm record, and no source is named")
 			}
+			s.missed(following)
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		if s.name != "" && (!first || len(machines) > 1 || machines[0].VM.Following > 0) {
+		vm := machines[0].VM
+		if s.name != "" && (!first || len(machines) > 1 || vm.Following > 0) {
 			return cli.Usagef("--name is for one machine, and there are several")
 		}
+		if !first {
+			s.missed(following - 1 - vm.Following)
+		}
+		following = vm.Following
 		if err := s.round(ctx, machines, stream); err != nil {
 			return err
 		}
+	}
+}
+
+// missed takes note of machines that were to come and did not.
+func (s *session) missed(n int) {
+	if n > 0 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.failed = append(s.failed, fmt.Errorf("stdin: machines that vmfreeze could not freeze: %d", n))
 	}
 }
 

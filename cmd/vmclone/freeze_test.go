@@ -214,8 +214,13 @@ func testSeveral(t *testing.T) {
 			t.Errorf("%q: the second was frozen at %v, the first released at %v", how, second.FrozenAt, a.At)
 		}
 	}
+	// One of them is not there: the clones of the others are, and the gap is told at the end of the pipe.
+	out, stderr, status := pipe(t, `vmfreeze "$1" qmp:/nowhere "$2" | vmclone -C gap`, targets[:2]...)
+	if status != 3 || len(clones(t, out)) != 2 || !strings.Contains(stderr, "vmclone: warning: clone: stdin: machines that vmfreeze could not freeze: 1") {
+		t.Errorf("status %d: %s%s", status, out, stderr)
+	}
 	// With a command each machine has a vmclone of its own.
-	out, stderr, status := pipe(t, `vmfreeze "$@" -- vmclone -C command`, targets[:2]...)
+	out, stderr, status = pipe(t, `vmfreeze "$@" -- vmclone -C command`, targets[:2]...)
 	if status != 0 || strings.Count(out, `"type":"end"`) != 2 || strings.Count(out, "waits for this vmclone to end") != 2 {
 		t.Errorf("status %d: %s%s", status, out, stderr)
 	}
