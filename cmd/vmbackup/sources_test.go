@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"vmkit/cmd/internal/repo"
+	"vmkit/cmd/internal/repo/repotest"
 	"vmkit/formats/formatstest"
 )
 
@@ -186,4 +187,20 @@ func TestAnotherDisk(t *testing.T) {
 	if p := backup(t, "--repo", repoDir, "web2="+img); p.Parent != "" || !strings.Contains(p.Disks[0].Fallback, "can't be built upon") {
 		t.Errorf("parent %q, fallback %q", p.Parent, p.Disks[0].Fallback)
 	}
+}
+
+// TestS3: points in a bucket, whose objects are what lies in a folder.
+func TestS3(t *testing.T) {
+	g := repotest.Start(t)
+	img, tree := ext4(t, "40M")
+	url := "s3://" + repotest.Bucket + "/site"
+	first := backup(t, "--repo", url, "--verify", "full", "web1="+img)
+	put(t, img, tree, "new", noise(1, 500_000))
+	p := backup(t, "--repo", url, "--verify", "full", "web1="+img)
+	if p.Parent != first.Name || p.Stored > 2<<20 {
+		t.Errorf("parent %q, %d bytes", p.Parent, p.Stored)
+	}
+	sound(t, filepath.Join(g.Dir, "site"), p, tree, "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+	refused(t, 4, "s3://", "--repo", url, "web1="+img)
 }
