@@ -2,8 +2,15 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"vmkit/cmd/internal/hypervisor"
 )
 
 // places are all the places of a mode at which a process can die, in the order in which they are reached.
@@ -85,4 +92,45 @@ func TestKilled(t *testing.T) {
 			l.end(patterns...)
 		})
 	}
+}
+
+// TestKilledAnywhere kills vmfreeze at any moment, and every other time its guard a moment later. $VMKIT_STRESS is how
+// often.
+func TestKilledAnywhere(t *testing.T) {
+	t.Parallel()
+	n := 12
+	if s := os.Getenv("VMKIT_STRESS"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := newLab(t)
+	random := rand.New(rand.NewPCG(1, uint64(n)))
+	modes := []string{"snapshot", "pause", "suspend"}
+	var patterns []int
+	for i := range n {
+		patterns = append(patterns, i%500)
+		l.write(i % 500)
+		r := l.start("", "-m", modes[i%3], "--allow-long-pause", l.target())
+		leave := time.AfterFunc(time.Duration(random.IntN(100))*time.Millisecond, func() { r.pipe.Close() })
+		time.Sleep(time.Duration(random.IntN(150)) * time.Millisecond)
+		r.cmd.Process.Kill()
+		if i%2 == 0 {
+			time.Sleep(time.Duration(random.IntN(30)) * time.Millisecond)
+			list, _ := hypervisor.Journals(l.journal)
+			for _, j := range list {
+				if !j.Ended && j.Guard != nil && j.Guard.Alive() {
+					syscall.Kill(j.Guard.PID, syscall.SIGKILL)
+				}
+			}
+		}
+		leave.Stop()
+		r.done()
+		if status, _, stderr := l.recovers(""); status != 0 {
+			t.Fatalf("round %d: status %d: %s", i, status, stderr)
+		}
+		l.sound()
+	}
+	l.end(patterns[max(0, len(patterns)-500):]...)
 }
