@@ -51,6 +51,9 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 			return err
 		}
 	}
+	if e := opts.Ranges; e != nil && (len(machines) != 1 || !e.Named() && len(machines[0].images) != 1) {
+		return cli.Usagef("--changed-ranges are those of one machine, and an array is that of one disk")
+	}
 	s, err := repo.OpenStore(ctx, o.repo, true)
 	if err != nil {
 		return err
@@ -273,7 +276,7 @@ func (o *options) backup(ctx context.Context, t *cli.Term, s repo.Store, m *mach
 	defer progress.Done()
 	e.Progress = progress.Add
 	in := &repo.Machine{
-		Name: m.name, Images: images.List, Disks: m.disks, Build: images.Map, At: at, Clone: m.clone, Raw: m.raw, VM: m.vm,
+		Name: m.name, Images: images.List, Disks: m.disks, Build: images.Map, At: at, Clone: m.raw, VM: m.vm,
 		Config: fsmap.Config{Problem: t.Problem, Note: func(where, note string) { t.Warn("%s: %s", where, note) }},
 	}
 	in.Open = func(name string) (*formats.Image, func(), error) {

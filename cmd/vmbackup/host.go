@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,9 +72,15 @@ func (o *options) backupHost(ctx context.Context, t *cli.Term, s repo.Store, w *
 	return repo.BackupHost(ctx, s, m, h, e)
 }
 
+// imageNames end the names of disk images.
+var imageNames = []string{".qcow2", ".qcow", ".vmdk", ".vdi", ".vhd", ".vhdx"}
+
 // diskImage tells whether a file of this host is a guest's disk: of a format that is recognised, or raw with a partition
-// table of the newer kind.
+// table of the newer kind. Of small files, which there are many of, only those are looked at that are called so.
 func diskImage(path string) bool {
+	if st, err := os.Stat(path); err != nil || st.Size() < formats.ProbeLen && !slices.Contains(imageNames, strings.ToLower(filepath.Ext(path))) {
+		return false
+	}
 	src := &formats.OSSource{ForceShare: true}
 	defer src.Close()
 	f, err := src.Open(path)

@@ -150,6 +150,22 @@ func TestHost(t *testing.T) {
 	p = backup(t, append(args, "--full")...)
 	files, content = kept(t, args[1], p)
 	same(t, files, content, root, "/srv")
+
+	// What the point before has is damaged: nothing is built upon it.
+	path := filepath.Join(args[1], "base", p.Disks[0].Sums.Name)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[300] ^= 1
+	write(t, path, b)
+	refused(t, 4, "can't be built upon", append(args, "--incremental")...)
+	p = backup(t, args...)
+	files, content = kept(t, args[1], p)
+	same(t, files, content, root, "/srv")
+	if p.Parent != "" || !strings.Contains(p.Disks[0].Fallback, "can't be built upon") {
+		t.Errorf("parent %q, fallback %q", p.Parent, p.Disks[0].Fallback)
+	}
 }
 
 // TestHostGuests: a guest's image among the files is a point of its machine, or kept as it is.

@@ -187,6 +187,24 @@ func TestAnotherDisk(t *testing.T) {
 	if p := backup(t, "--repo", repoDir, "web2="+img); p.Parent != "" || !strings.Contains(p.Disks[0].Fallback, "can't be built upon") {
 		t.Errorf("parent %q, fallback %q", p.Parent, p.Disks[0].Fallback)
 	}
+	// One whose image is gone, or was cut.
+	for _, damage := range []func(string) error{os.Remove, func(path string) error { return os.Truncate(path, 100_000) }} {
+		last = backup(t, "--repo", repoDir, "--full", "web3="+img)
+		if err := damage(image(repoDir, last, 0)); err != nil {
+			t.Fatal(err)
+		}
+		if p := backup(t, "--repo", repoDir, "web3="+img); p.Parent != "" || !strings.Contains(p.Disks[0].Fallback, "of point "+last.Name) {
+			t.Errorf("parent %q, fallback %q", p.Parent, p.Disks[0].Fallback)
+		}
+	}
+	refused(t, 2, "of one machine", "--repo", repoDir, "--changed-ranges", ranges(t, ""), "a="+img, "b="+img)
+	array := filepath.Join(dir, "array")
+	write(t, array, []byte(`[{"start":0,"length":65536,"depth":0,"present":true,"zero":false,"data":true}]`))
+	refused(t, 2, "of one disk", "--repo", repoDir, "--changed-ranges", array, "a="+img, "a="+img)
+	p := backup(t, "--repo", repoDir, "--changed-ranges", array, "web2="+img)
+	if d := p.Disks[0]; d.Changes != "ranges" || d.Totals.Changed != 65536 {
+		t.Errorf("%+v", d)
+	}
 }
 
 // TestS3: points in a bucket, whose objects are what lies in a folder.

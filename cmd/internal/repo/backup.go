@@ -58,9 +58,8 @@ type Machine struct {
 	Open func(name string) (*formats.Image, func(), error)
 	// Config is what goes into the map's making besides: what is told of problems and notes.
 	Config fsmap.Config
-	At     time.Time // the instant that the images show
-	Clone  *mapfile.Clone
-	Raw    json.RawMessage // the clone record as it came
+	At     time.Time       // the instant that the images show
+	Clone  json.RawMessage // the clone record as it came
 	VM     *mapfile.VM
 	Files  []ConfigFile
 }
@@ -111,7 +110,7 @@ func (b *maker) run(ctx context.Context, make func(context.Context, []*Point) er
 		return nil, err
 	}
 	start := time.Now()
-	b.p = &Point{Version: PointVersion, Machine: m.Name, Name: NewPointName(m.At, points), Tool: b.Tool, Run: b.Run, At: m.At.UTC(), Clone: m.Raw}
+	b.p = &Point{Version: PointVersion, Machine: m.Name, Name: NewPointName(m.At, points), Tool: b.Tool, Run: b.Run, At: m.At.UTC(), Clone: m.Clone}
 	if err = make(ctx, points); err == nil {
 		b.p.Made = time.Now().UTC()
 		b.p.Seconds = time.Since(start).Seconds()
@@ -149,7 +148,10 @@ func (b *maker) make(ctx context.Context, points []*Point) error {
 		}
 		b.p.Disks = append(b.p.Disks, d)
 	}
-	why := b.choose(points)
+	why, err := b.choose(ctx, points)
+	if err != nil {
+		return err
+	}
 	if why == "" {
 		if err := b.look(ctx, true); err != nil {
 			return err
@@ -163,7 +165,7 @@ func (b *maker) make(ctx context.Context, points []*Point) error {
 	if err := b.fall(why, len(points) > 0); err != nil {
 		return err
 	}
-	err := b.disks(ctx)
+	err = b.disks(ctx)
 	if x := (*wrongParent)(nil); errors.As(err, &x) && !b.Incremental {
 		b.Warn("%s: a full point is made: %v", b.m.Name, x)
 		b.chain = nil
@@ -251,9 +253,9 @@ func (t *Totals) add(o *Totals) {
 }
 
 // choose finds the parent and its chain, or says why there is none.
-func (b *maker) choose(points []*Point) string {
+func (b *maker) choose(ctx context.Context, points []*Point) (why string, err error) {
 	if b.Full {
-		return "it was asked for"
+		return "it was asked for", nil
 	}
 	byName := map[string]*Point{}
 	var last *Point
@@ -264,20 +266,37 @@ func (b *maker) choose(points []*Point) string {
 		}
 	}
 	if last == nil {
-		return "there is no point to build upon"
+		return "there is no point to build upon", nil
 	}
 	var chain []*Point
 	for p := last; p != nil; p = byName[p.Parent] {
 		if chain = append(chain, p); len(chain) > formats.MaxChain/2 {
-			return "the chain of points is too long"
+			return "the chain of points is too long", nil
 		}
 		if p.Parent != "" && byName[p.Parent] == nil {
-			return fmt.Sprintf("point %s, which point %s builds upon, is not there", p.Parent, p.Name)
+			return fmt.Sprintf("point %s, which point %s builds upon, is not there", p.Parent, p.Name), nil
 		}
 	}
 	if b.Chain > 0 && len(chain) >= b.Chain {
-		return fmt.Sprintf("the chain has %d points", len(chain))
+		return fmt.Sprintf("the chain has %d points", len(chain)), nil
 	}
+	if why := b.otherDisks(last); why != "" {
+		return why, nil
+	}
+	for _, p := range chain {
+		for i := range p.Disks {
+			if why, err := b.lacks(ctx, p, &p.Disks[i].Image); why != "" || err != nil {
+				return why, err
+			}
+		}
+	}
+	slices.Reverse(chain)
+	b.chain = chain
+	return "", nil
+}
+
+// otherDisks says in what the machine's disks are not those of the last point.
+func (b *maker) otherDisks(last *Point) string {
 	if len(last.Disks) != len(b.p.Disks) {
 		return fmt.Sprintf("the point before has %d disks, the machine now %d", len(last.Disks), len(b.p.Disks))
 	}
@@ -292,9 +311,23 @@ func (b *maker) choose(points []*Point) string {
 			return fmt.Sprintf("%s has clusters of %d bytes", is.Name, was.Cluster)
 		}
 	}
-	slices.Reverse(chain)
-	b.chain = chain
 	return ""
+}
+
+// lacks says what is wrong with an image of the chain, as far as its name and length tell.
+func (b *maker) lacks(ctx context.Context, p *Point, f *StoredFile) (why string, err error) {
+	o, err := b.s.Open(ctx, path.Join(p.Machine, f.Name))
+	if errors.Is(err, ErrNotExist) {
+		return fmt.Sprintf("%s of point %s is not there", f.Name, p.Name), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer o.Close()
+	if o.Size() != f.Size {
+		return fmt.Sprintf("%s of point %s has %d bytes, not %d", f.Name, p.Name, o.Size(), f.Size), nil
+	}
+	return "", nil
 }
 
 // create begins a file of the point.

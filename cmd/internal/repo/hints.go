@@ -23,6 +23,7 @@ const (
 	changesBitmap  = "bitmap"
 	changesFiemap  = "fiemap"
 	changesReread  = "reread"
+	changesTimes   = "times" // of a host's files
 )
 
 // changes gives what is known of the changes of disk n since the parent, from the first source that there is, and the

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -48,7 +47,7 @@ type hostMaker struct {
 	parent *hostParent
 	end    int64 // where the next file is placed
 	used   []placed
-	disk   hostDisk
+	disk   *hostDisk
 	links  map[hostInode]link // files with several names
 	first  map[string]string  // the other names of them, and their first
 	kept   map[string]*Kept
@@ -76,29 +75,48 @@ func BackupHost(ctx context.Context, s Store, m *Machine, h HostOptions, o Optio
 
 func (b *hostMaker) make(ctx context.Context, points []*Point) error {
 	b.p.Disks = []Disk{{Name: "files", Format: "files"}}
-	d := &b.p.Disks[0]
-	why := b.choose(points)
-	if err := b.fall(why, len(points) > 0); err != nil {
-		return err
+	why, err := b.choose(ctx, points)
+	if err == nil {
+		err = b.fall(why, len(points) > 0)
 	}
+	if err == nil {
+		err = b.once(ctx)
+	}
+	if x := (*wrongParent)(nil); errors.As(err, &x) && !b.Incremental {
+		if err := b.s.Remove(ctx, b.names...); err != nil {
+			return err
+		}
+		b.Warn("%s: a full point is made: %v", b.m.Name, x)
+		b.names, b.chain, b.fallback = nil, nil, x.Error()
+		return b.once(ctx)
+	}
+	return err
+}
+
+// once makes the point upon the chain that was chosen.
+func (b *hostMaker) once(ctx context.Context) error {
+	d := &b.p.Disks[0]
+	b.end, b.used, b.disk, b.parent, b.p.Parent = 0, nil, &hostDisk{}, nil, ""
+	clear(b.links)
+	clear(b.first)
 	d.Cluster, d.Changes, d.Fallback = b.Cluster, changesFull, b.fallback
 	if d.Cluster == 0 {
 		d.Cluster = qcow2.DefaultCluster
 	}
 	if len(b.chain) > 0 {
 		last := b.chain[len(b.chain)-1]
-		d.Cluster, d.Changes, b.end, b.p.Parent = last.Disks[0].Cluster, "times", last.Disks[0].Size, last.Name
+		d.Cluster, d.Changes, b.end, b.p.Parent = last.Disks[0].Cluster, changesTimes, last.Disks[0].Size, last.Name
 		if b.Reread {
 			d.Changes = changesReread
 		}
 		var err error
 		if b.parent, err = openHostParent(ctx, b.s, last); err != nil {
-			return fmt.Errorf("%w; make a full point (--full)", err)
+			return notParent(err)
 		}
 		defer b.parent.stop()
 		old, err := OpenDisk(ctx, b.s, last, 0, false, nil)
 		if err != nil {
-			return fmt.Errorf("%w; make a full point (--full)", err)
+			return notParent(err)
 		}
 		defer old.Close()
 		b.disk.below = old
@@ -172,19 +190,20 @@ func (b *hostMaker) file(ctx context.Context, w *mapfile.Writer, f *mapfile.File
 		f.Extents, b.first[f.Path] = x.extents, x.name
 		return w.File(f)
 	}
-	if b.Guest != nil {
+	old, same, likely := b.parent.find(f)
+	if !same && b.Guest != nil && b.kept[f.Path] == nil {
 		switch kept, err := b.Guest(ctx, path); {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:
 			b.failed[f.Path] = err
-			return w.File(f)
 		case kept != nil:
 			b.kept[f.Path] = kept
-			return w.File(f)
 		}
 	}
-	old, same, likely := b.parent.find(f)
+	if b.failed[f.Path] != nil || b.kept[f.Path] != nil {
+		return w.File(f)
+	}
 	if f.Extents = old; !likely {
 		f.Extents = b.place(f.Size, old)
 	}
@@ -264,7 +283,7 @@ func (b *hostMaker) store(ctx context.Context) error {
 		hint.outer(j.pos, j.n, true)
 	}
 	b.survey.disks = []*knowledge{know}
-	b.m.Images = []*formats.Image{{Disk: &b.disk, Name: d.Name}}
+	b.m.Images = []*formats.Image{{Disk: b.disk, Name: d.Name}}
 	defer b.disk.close()
 	share := b.Sample
 	b.Sample = 0 // what is as it was can't be read: nothing says which file lies where

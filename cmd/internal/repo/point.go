@@ -50,7 +50,8 @@ type Disk struct {
 	Map     StoredFile `json:"map"`
 	Sums    StoredFile `json:"sums"`
 	Root    string     `json:"root"` // Merkle root over the whole disk, hex
-	// Changes says where the changed blocks came from: "full", "tracked", "bitmap", "fiemap", "ranges", "reread".
+	// Changes says where the changed blocks came from: "full", "ranges", "tracked", "bitmap", "fiemap",
+	// "reread", or, of a host's files, "times".
 	Changes  string            `json:"changes"`
 	Fallback string            `json:"fallback,omitempty"` // why everything was read, though a hint was at hand
 	Sampled  int64             `json:"sampled,omitempty"`  // bytes of unchanged clusters that were read and compared
