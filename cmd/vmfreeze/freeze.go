@@ -111,6 +111,7 @@ func (s *session) round(ctx context.Context, targets []string, following int) (e
 			return err
 		}
 		defer s.close()
+		defer reader.Close()
 		child = newChild(s.command, reader, s.t)
 		term.Command = child.done
 	} else {
@@ -138,10 +139,12 @@ func (s *session) round(ctx context.Context, targets []string, following int) (e
 		frozen++
 	}
 	end := hypervisor.Interrupted
-	if err == nil {
+	told := err == nil
+	if told {
 		end, err = s.hold(ctx, held, child, term)
 	}
-	if end != hypervisor.ReaderDone || following == 0 {
+	// A reader that was told nothing of this machine, or is done with it, gets the next one by the same lease.
+	if following == 0 || told && end != hypervisor.ReaderDone {
 		if child != nil && end != hypervisor.CommandEnded {
 			child.kill()
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -178,6 +179,22 @@ func TestGuardKilled(t *testing.T) {
 	}
 	syscall.Kill(j.Guard.PID, syscall.SIGKILL)
 	if status := r.done(); status != 0 {
+		t.Errorf("status %d: %s", status, r.stderr.String())
+	}
+	l.sound()
+}
+
+// TestGuardHung: a guard that hangs keeps neither the machine nor the pipe.
+func TestGuardHung(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	r := l.start("", append(stopped, "--max-pause", "500ms", l.target())...)
+	vms, _ := r.records()
+	syscall.Kill(journalAt(t, vms[0].Journal).Guard.PID, syscall.SIGSTOP)
+	if _, err := io.Copy(io.Discard, r.out); err != nil {
+		t.Error(err)
+	}
+	if status := r.wait(); status != 4 {
 		t.Errorf("status %d: %s", status, r.stderr.String())
 	}
 	l.sound()

@@ -107,6 +107,14 @@ func TestSeveral(t *testing.T) {
 	}
 	l.sound()
 
+	// A step fails for the first: the second is frozen all the same. (The file that its overlay is to be is no place.)
+	blocked := memoryDir(t)
+	r = l.start("", "-m", "snapshot", "--work", filepath.Join(blocked, "none"), l.target())
+	if status := r.wait2(); status != 4 {
+		t.Errorf("status %d: %s", status, r.stderr.String())
+	}
+	l.sound()
+
 	// A command is run for each machine.
 	counted := filepath.Join(dir, "counted")
 	cmd := exec.Command("vmfreeze", append(append([]string{}, targets...), "--", "sh", "-c", "echo >> "+counted)...)

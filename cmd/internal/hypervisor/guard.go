@@ -32,7 +32,7 @@ const (
 	// releasing is how long the release of a machine that stands still may take.
 	releasing = 2 * time.Minute
 	// guardPatience bounds what vmfreeze waits for an answer of its guard.
-	guardPatience = 20 * time.Second
+	guardPatience = 5 * time.Second
 )
 
 // message is what vmfreeze tells its guard; the answer is an empty one. A watch carries the machine's lock.
@@ -142,8 +142,13 @@ func (g *Guard) watch(f *Freeze, deadline time.Duration) error {
 	return g.ask(m, f.lock)
 }
 
-// CloseLease has the guard close its end of the lease. If it died, its end is closed too.
-func (g *Guard) CloseLease() error { return g.ask(message{Op: "close"}, nil) }
+// CloseLease has the guard close its end of the lease. A guard that does not answer is ended: that closes it too.
+func (g *Guard) CloseLease() {
+	if g.ask(message{Op: "close"}, nil) != nil {
+		g.cmd.Process.Kill()
+		g.cmd.Wait()
+	}
+}
 
 // ended tells the guard that nothing is left to take back. One that died has nothing left to do either.
 func (g *Guard) ended(f *Freeze) { g.ask(message{Op: "ended", Path: f.Journal.path}, nil) }

@@ -43,6 +43,9 @@ type Journal struct {
 // keepJournals is how long the journals of freezes that ended are kept.
 const keepJournals = 7 * 24 * time.Hour
 
+// lockPatience is how long somebody else may hold a machine before that counts.
+const lockPatience = time.Second
+
 // JournalDir gives the folder of the journals, which outlives a reboot: $VMKIT_JOURNAL, /var/lib/vmkit/journal for
 // root, $XDG_STATE_HOME/vmkit for others.
 func JournalDir() (string, error) {
@@ -167,14 +170,21 @@ func lockMachine(dir string, vm *mapfile.VM) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A process that was killed gives its lock up a moment after it is gone for others.
+	for until := time.Now().Add(lockPatience); ; time.Sleep(20 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return f, nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(until):
+			continue
+		}
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("%s: %w: another vmfreeze holds it", vm.Target, ErrBusy)
 		}
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return f, nil
 }
 
 // Journals gives the journals of a folder, the oldest first. What can't be read is told in errs.
