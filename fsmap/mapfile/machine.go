@@ -30,7 +30,7 @@ type VM struct {
 	// in it that are relative begin in Dir.
 	Command []string `json:"command,omitempty"`
 	Dir     string   `json:"dir,omitempty"`
-	// ReflinkOnly says that the machine stands still and nobody allowed a long pause: its files are cloned by reflink,
+	// ReflinkOnly says that the machine stands still and nobody allowed a long pause: its disks are cloned by reflink,
 	// or not at all.
 	ReflinkOnly bool `json:"reflink_only,omitempty"`
 	// Release is a FIFO into which who reads the records writes a byte when the clone stands on its own. Closing the pipe

@@ -367,3 +367,39 @@ func TestPrune(t *testing.T) {
 		t.Errorf("%v %v", list, errs)
 	}
 }
+
+// TestNoReflink: only disks count, by what they have allocated.
+func TestNoReflink(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"disk", "base", "vars"} {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Write(make([]byte, 64<<10))
+		f.Truncate(1 << 30)
+		f.Close()
+	}
+	vm := &mapfile.VM{Files: []mapfile.VMFile{
+		{Path: filepath.Join(dir, "disk"), Role: mapfile.RoleDisk}, {Path: filepath.Join(dir, "base"), Role: mapfile.RoleBacking},
+		{Path: filepath.Join(dir, "vars"), Role: mapfile.RoleFirmware}, {Path: "/dev/null", Role: mapfile.RoleDisk, Size: 7},
+	}}
+	can, err := CanReflink(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths, n := NoReflink(vm)
+	want := 3
+	if can {
+		want = 1
+	}
+	if len(paths) != want || n < 7 || n > 1<<20 {
+		t.Errorf("%q, %d bytes", paths, n)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 3 {
+		t.Errorf("left behind: %v", left)
+	}
+	if _, err := CanReflink(filepath.Join(dir, "none")); err == nil {
+		t.Error("a folder that is not there")
+	}
+}

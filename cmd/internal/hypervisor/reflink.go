@@ -38,13 +38,12 @@ func CanReflink(dir string) (bool, error) {
 	return false, fmt.Errorf("%s: trying a reflink: %w", dir, err)
 }
 
-// NoReflink gives the files of a machine that can't be cloned by reflink, and how many bytes they have allocated.
-// Those that no clone needs a copy of don't count.
+// NoReflink gives the files of a machine's disks that can't be cloned by reflink, and how many bytes they have allocated.
+// Its other files are small.
 func NoReflink(vm *mapfile.VM) (paths []string, bytes int64) {
 	dirs := map[string]bool{}
 	for _, f := range vm.Files {
-		switch f.Role {
-		case mapfile.RoleLock, mapfile.RoleLog, mapfile.RoleMedia, mapfile.RoleConfig:
+		if f.Role != mapfile.RoleDisk && f.Role != mapfile.RoleBacking {
 			continue
 		}
 		st, err := os.Stat(f.Path)
