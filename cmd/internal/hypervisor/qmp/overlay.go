@@ -96,7 +96,8 @@ func (m *machine) removeOverlays(s *hypervisor.Step) error {
 	return nil
 }
 
-// written tells whether a QEMU has an image open for writing.
+// written tells whether somebody has an image open for writing, and not only for a moment: a qemu-img whose vmfreeze was
+// killed dies a little later.
 func written(path string) (bool, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -106,7 +107,12 @@ func written(path string) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	return formats.WriterHolds(f), nil
+	for until := time.Now().Add(moment); formats.WriterHolds(f); time.Sleep(askEvery) {
+		if time.Now().After(until) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // addOverlays has QEMU open the overlays, without what lies below them.
@@ -294,6 +300,9 @@ func (m *machine) based(ctx context.Context, list []overlay) error {
 	}
 	return nil
 }
+
+// moment is how long an image may be open for writing before that counts.
+const moment = 2 * time.Second
 
 // slack is how much later than the snapshot a base may have been written: it takes its time, and file systems have
 // clocks of their own. More of it would take a machine that was started again for one that was not.
