@@ -34,8 +34,7 @@ const DefaultCluster = 64 << 10
 const minWriteBits = 12
 
 // Writer writes an image of version 3 front to back. Clusters come in ascending order, each at most once. What it keeps
-// in memory is the L1 table, the current L2 table, and at most maxWaiting clusters. After an error it is of no more
-// use.
+// in memory is the L1 table, the current L2 table, and clusters that wait (see most). After an error it is of no more use.
 //
 // Compressed clusters lie side by side, so that a host cluster is shared by several. What needs a host cluster of its own
 // waits until one ends.
@@ -64,9 +63,8 @@ type waiting struct {
 }
 
 const (
-	maxWaiting = 32
-	zeroRange  = 1 // in Writer.l1: an L1 entry can't be that
-	maxRefs    = 1<<16 - 1
+	zeroRange = 1 // in Writer.l1: an L1 entry can't be that
+	maxRefs   = 1<<16 - 1
 )
 
 // NewWriter begins an image.
@@ -108,6 +106,9 @@ func (w *Writer) whole(n int64) int64 { return (n + w.o.Cluster - 1) &^ (w.o.Clu
 // perBlock gives how many clusters a block of reference counts stands for.
 func (w *Writer) perBlock() int64 { return w.o.Cluster / 2 }
 
+// most gives how many clusters may wait before a host cluster is ended for their sake, and is left with a gap.
+func (w *Writer) most() int { return int(max(2<<20/w.o.Cluster, 2)) }
+
 func (w *Writer) newBlock() []uint16 { return make([]uint16, w.perBlock()) }
 
 // Clusters gives how many clusters the disk has.
@@ -137,7 +138,7 @@ func (w *Writer) Packed(i int64, b []byte) error {
 	if len(b) == 0 || int64(len(b)) >= w.o.Cluster {
 		return fmt.Errorf("compressed cluster of %d bytes", len(b))
 	}
-	if rest := -w.pos & (w.o.Cluster - 1); len(w.waiting) >= maxWaiting && int64(len(b)) > rest || rest > 0 && w.full() {
+	if rest := -w.pos & (w.o.Cluster - 1); len(w.waiting) >= w.most() && int64(len(b)) > rest || rest > 0 && w.full() {
 		if err := w.flush(); err != nil {
 			return err
 		}
@@ -216,7 +217,7 @@ func (w *Writer) endTable() error {
 // later writes a cluster where the next host cluster begins. b is w's from now on.
 func (w *Writer) later(b []byte, place func(off uint64)) error {
 	w.waiting = append(w.waiting, waiting{b, place})
-	if w.pos&(w.o.Cluster-1) == 0 || len(w.waiting) >= 2*maxWaiting {
+	if w.pos&(w.o.Cluster-1) == 0 || len(w.waiting) >= 2*w.most() {
 		return w.flush()
 	}
 	return nil

@@ -64,8 +64,8 @@ type ranges struct {
 	unit, size int64
 }
 
-// maxUnits bounds the memory of a set of ranges: 32 MiB, which is 4 KiB units up to 1 TiB.
-const maxUnits = 1 << 28
+// maxUnits bounds the memory of a set of ranges: 16 MiB, which is units of 4 KiB up to 512 GiB.
+const maxUnits = 1 << 27
 
 func newRanges(size, unit int64) *ranges {
 	for size/unit >= maxUnits {

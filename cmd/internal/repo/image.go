@@ -82,10 +82,14 @@ const (
 	fetch                 // one cluster is read
 )
 
+// maxAhead bounds the bytes of clusters that are on their way.
+const maxAhead = 16 << 20
+
 // run writes the image.
 func (r *imageRun) run(ctx context.Context) error {
 	workers := runtime.GOMAXPROCS(0)
-	ahead := 8 * workers
+	// Enough that nobody waits for long, within some memory.
+	ahead := max(min(8*workers, int(maxAhead/r.cluster)), workers+1)
 	spare, order, work := make(chan *step, ahead), make(chan *step, ahead), make(chan *step, ahead)
 	for range ahead {
 		spare <- &step{ready: make(chan struct{}, 1)}

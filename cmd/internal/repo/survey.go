@@ -105,6 +105,7 @@ func (s *survey) run(ctx context.Context, build func(context.Context, fsmap.Conf
 	for _, k := range s.disks {
 		k.quiet.add(k.free.bitset)
 		k.quiet.take(k.loud.bitset)
+		k.loud = nil
 	}
 	return err
 }
