@@ -224,7 +224,11 @@ func (s *session) run(ctx context.Context, f *hypervisor.Freeze, plan *hyperviso
 		ctx, cancel = context.WithDeadline(ctx, deadline)
 		defer cancel()
 	}
-	return f.Run(ctx, plan, s.guard, terms)
+	err := f.Run(ctx, plan, s.guard, terms)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("%w: the time was up (--max-pause) before it was frozen", err)
+	}
+	return err
 }
 
 // hold tells the reader of the machines, and holds them.

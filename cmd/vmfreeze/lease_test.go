@@ -49,7 +49,7 @@ func TestModes(t *testing.T) {
 					t.Errorf("memory: %v %v", st, err)
 				}
 			}
-			if vm.Dir != l.Dir || len(vm.Command) == 0 || vm.Versions["qemu"] == "" {
+			if vm.Dir != l.Dir || len(vm.Command) == 0 || vm.Versions["qemu"] == "" || !strings.HasPrefix(vm.Versions["tool"], "vmfreeze ") {
 				t.Errorf("%s %v %v", vm.Dir, vm.Command, vm.Versions)
 			}
 			if status := r.done(); status != 0 {
@@ -116,6 +116,19 @@ func TestHungReader(t *testing.T) {
 		t.Errorf("status %d: %s", status, r.stderr.String())
 	}
 	l.sound()
+}
+
+// TestLateFreeze: the time is up before the machine is frozen.
+func TestLateFreeze(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	for _, mode := range [][]string{{"-m", "snapshot"}, stopped} {
+		r := l.start("", append(mode, "--max-pause", "1ns", l.target())...)
+		if status := r.wait2(); status != 4 || !strings.Contains(r.stderr.String(), "before it was frozen") {
+			t.Errorf("status %d: %s", status, r.stderr.String())
+		}
+		l.sound()
+	}
 }
 
 // TestHung: vmfreeze itself hangs, past the deadline or for too long. Its guard closes the lease, by ending it, before

@@ -101,6 +101,10 @@ func (f *Freeze) Run(ctx context.Context, plan *Plan, guard *Guard, t Terms) err
 	f.VM.Mode, f.VM.Method, f.VM.Type = string(plan.Mode), plan.Method, "vm"
 	f.VM.Notes = append(f.VM.Notes, plan.Notes...)
 	f.VM.ReflinkOnly = plan.Stops && !t.LongPause
+	if f.VM.Versions == nil {
+		f.VM.Versions = map[string]string{}
+	}
+	f.VM.Versions["tool"] = f.engine.Tool
 	of := *f.VM // what changed is not for the journal
 	f.Journal = &Journal{Version: 1, Tool: f.engine.Tool, VM: &of, Steps: plan.Steps, Owner: owner, Begun: now.UTC()}
 	f.Journal.path = filepath.Join(f.engine.Dir, key(f.VM)+"-"+now.UTC().Format("20060102T150405.000000000Z")+".json")
