@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"vmkit/cmd/internal/hypervisor"
+	"vmkit/fsmap/mapfile"
 )
 
 const greeting = `{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "major": 9}}, "capabilities": []}}` + "\n"
@@ -163,5 +165,31 @@ func TestLibvirts(t *testing.T) {
 	_, err := Driver{}.Open(t.Context(), "/var/lib/libvirt/qemu/domain-1-web/monitor.sock")
 	if err == nil || !strings.Contains(err.Error(), "use libvirt:NAME") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestGone: of a machine whose QEMU ended nothing but taking back is left.
+func TestGone(t *testing.T) {
+	m, err := Driver{}.Gone(&mapfile.VM{Target: "qmp:/run/q.sock"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if _, err := m.Describe(t.Context()); !errors.Is(err, hypervisor.ErrUnavailable) {
+		t.Error(err)
+	}
+	if err := m.Undo(t.Context(), &hypervisor.Step{Op: opStop, Args: map[string]string{"qemu": `{"pid":1,"start":0,"boot":"x"}`}}); err != nil {
+		t.Error(err)
+	}
+	self, err := hypervisor.ProcessOf(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := json.Marshal(self)
+	if err := m.Undo(t.Context(), &hypervisor.Step{Op: opStop, Args: map[string]string{"qemu": string(b)}}); !errors.Is(err, hypervisor.ErrBusy) {
+		t.Errorf("QEMU lives, and its socket is gone: %v", err)
+	}
+	if _, err := (Driver{}).Gone(&mapfile.VM{Target: "vbox:m"}); err == nil {
+		t.Error("another driver's machine")
 	}
 }

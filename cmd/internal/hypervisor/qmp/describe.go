@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"vmkit/cmd/internal/hypervisor"
 	"vmkit/fsmap/mapfile"
 )
 
@@ -90,6 +91,9 @@ func (m *machine) drives(ctx context.Context) ([]blockDevice, error) {
 
 // Describe tells what the machine is.
 func (m *machine) Describe(ctx context.Context) (*mapfile.VM, error) {
+	if m.c == nil {
+		return nil, fmt.Errorf("%w: QEMU ended", hypervisor.ErrUnavailable)
+	}
 	vm := &mapfile.VM{
 		Type: "vm", Driver: "qmp", Target: "qmp:" + m.socket, Versions: map[string]string{"qemu": m.c.qemu},
 		Command: m.command, Dir: m.dir,
