@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
 	"time"
 
@@ -106,14 +110,14 @@ func rebase(ctx context.Context, t *cli.Term, s repo.Store, p *point, images []*
 	}
 	c := fsmap.Config{Problem: t.Problem, Partition: partition.Options{Env: env}}
 	for _, f := range files {
-		if err := nameImages(ctx, s, p, f, images); err != nil {
-			return err
-		}
 		in, err := repo.OpenMap(ctx, s, p.Point, f)
 		if err != nil {
 			return err
 		}
-		_, err = fsmap.Rebase(ctx, mapfile.NewReader(repo.Sift(in, patterns)), images, c, w)
+		text, err := nameImages(in, p, f, images)
+		if err == nil {
+			_, err = fsmap.Rebase(ctx, mapfile.NewReader(repo.Sift(text, patterns)), images, c, w)
+		}
 		in.Close()
 		if err != nil {
 			return fmt.Errorf("point %s of %s: %w", p.Name, p.Machine, err)
@@ -122,33 +126,38 @@ func rebase(ctx context.Context, t *cli.Term, s repo.Store, p *point, images []*
 	return nil
 }
 
+var (
+	imageLine    = []byte(`{"type":"image",`)
+	identityPart = regexp.MustCompile(`,"identity":\{[^{}]*\}`)
+)
+
 // nameImages gives the images the names that their map has for them, so that disks of one size are not mixed up: a map
-// tells of the disks in the point's order.
-func nameImages(ctx context.Context, s repo.Store, p *point, f repo.StoredFile, images []*formats.Image) error {
-	in, err := repo.OpenMap(ctx, s, p.Point, f)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	r := mapfile.NewReader(in)
-	for n := 0; n < len(images); {
-		record, err := r.Next()
-		if err != nil {
-			return fmt.Errorf("%s: %w", f.Name, err)
+// tells of the disks in the point's order. It gives the map's text without the marks by which such disks are told from
+// others: a point's map and disks belong together, and what is marked may differ between versions.
+func nameImages(in io.Reader, p *point, f repo.StoredFile, images []*formats.Image) (io.Reader, error) {
+	text := bufio.NewReaderSize(in, mapfile.MaxLine)
+	var head []byte
+	for n := 0; ; {
+		line, err := text.ReadSlice('\n')
+		if err != nil { // whoever reads it tells what is wrong
+			return io.MultiReader(bytes.NewReader(append(head, line...)), text), nil
 		}
-		switch x := record.(type) {
-		case *mapfile.Map:
-		case *mapfile.Image:
+		if bytes.HasPrefix(line, imageLine) {
+			var image struct{ Name string }
+			if err := json.Unmarshal(line, &image); err != nil {
+				return nil, fmt.Errorf("%s: %w", f.Name, err)
+			}
 			for n < len(images) && p.Disks[n].Map.Name != f.Name {
 				n++
 			}
 			if n < len(images) {
-				images[n].Name = x.Name
+				images[n].Name = image.Name
 				n++
 			}
-		default:
-			return nil
+			line = identityPart.ReplaceAll(line, nil)
+		} else if len(head) > 0 {
+			return io.MultiReader(bytes.NewReader(append(head, line...)), text), nil
 		}
+		head = append(head, line...)
 	}
-	return nil
 }

@@ -29,9 +29,10 @@ func OpenMap(ctx context.Context, s Store, p *Point, f StoredFile) (io.ReadClose
 	var in io.Reader
 	h := sha256.New()
 	if o.Size() <= smallMap {
-		var b bytes.Buffer
-		_, err = io.Copy(io.MultiWriter(h, &b), io.NewSectionReader(o, 0, o.Size()))
-		in = &b
+		b := make([]byte, o.Size())
+		_, err = io.ReadFull(io.NewSectionReader(o, 0, o.Size()), b)
+		h.Write(b)
+		in = bytes.NewReader(b)
 	} else {
 		_, err = io.CopyBuffer(struct{ io.Writer }{h}, io.NewSectionReader(o, 0, o.Size()), make([]byte, 1<<20))
 		in = io.NewSectionReader(o, 0, o.Size())
