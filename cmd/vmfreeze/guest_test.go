@@ -115,6 +115,9 @@ func tool(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
+// unpackers read what distributions compress modules by.
+var unpackers = map[string]string{".zst": "zstd", ".xz": "xz", ".gz": "gzip"}
+
 // makeInitrd packs the guest's program, its agent, and the modules that it needs.
 func makeInitrd(t *testing.T, kernel string) string {
 	t.Helper()
@@ -160,17 +163,25 @@ func makeInitrd(t *testing.T, kernel string) string {
 	needs := map[string][]string{}
 	for line := range strings.Lines(string(dep)) {
 		if path, rest, ok := strings.Cut(line, ":"); ok {
-			needs[strings.TrimSuffix(filepath.Base(path), ".ko")] = append([]string{path}, strings.Fields(rest)...)
+			name, _, _ := strings.Cut(filepath.Base(path), ".ko")
+			needs[name] = append([]string{path}, strings.Fields(rest)...)
 		}
 	}
 	var list []string
 	for _, name := range []string{"virtio_pci", "virtio_blk", "virtio_console", "crc32c_generic", "ext4"} {
 		paths := needs[name] // none: it is part of the kernel
 		for _, path := range slices.Backward(paths) {
-			if !slices.Contains(list, "/"+path) {
-				copyTo(filepath.Join(modules, path), path)
-				list = append(list, "/"+path)
+			if slices.Contains(list, "/"+path) {
+				continue
 			}
+			from := filepath.Join(modules, path)
+			if unpack := unpackers[filepath.Ext(path)]; unpack != "" {
+				plain := filepath.Join(t.TempDir(), "module")
+				tool(t, "sh", "-c", unpack+` -dc "$1" > "$2"`, "sh", from, plain)
+				from = plain
+			}
+			copyTo(from, path)
+			list = append(list, "/"+path)
 		}
 	}
 	if err := os.WriteFile(filepath.Join(root, "modules"), []byte(strings.Join(list, "\n")), 0o644); err != nil {

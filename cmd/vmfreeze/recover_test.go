@@ -1,11 +1,16 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"vmkit/cmd/internal/hypervisor"
 	"vmkit/cmd/internal/hypervisor/qemutest"
 )
 
@@ -48,6 +53,32 @@ func TestQEMUKilled(t *testing.T) {
 	if status, got, _ := l.recovers(""); status != 0 || len(got) != 0 {
 		t.Errorf("status %d, %+v", status, got)
 	}
+}
+
+// TestReboot: no process of the journal is there any more, whatever has its number.
+func TestReboot(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.write(1)
+	l.bothDie()
+	l.write(2)
+	list, _ := hypervisor.Journals(l.journal)
+	b, err := os.ReadFile(list[0].Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Kill()
+	// Their numbers are those of processes that live, in another boot.
+	b = regexp.MustCompile(`(pid\\?": ?)\d+`).ReplaceAll(b, fmt.Appendf(nil, "${1}%d", os.Getpid()))
+	b = bytes.ReplaceAll(b, []byte(list[0].Owner.Boot), []byte("00000000-0000-0000-0000-000000000000"))
+	if err := os.WriteFile(list[0].Path(), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, got, stderr := l.recovers(""); status != 0 || len(got) != 1 || !got[0].Released.Committed {
+		t.Errorf("status %d, %+v, %s", status, got, stderr)
+	}
+	l.clean()
+	l.holds(1, 2)
 }
 
 // TestQEMUKilledWhileHeld: vmfreeze itself puts the writes back.
