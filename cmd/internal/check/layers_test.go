@@ -46,6 +46,8 @@ var foreign = map[string][]string{
 	"github.com/spf13/pflag":                     {"cmd/..."},
 	"github.com/schollz/progressbar":             {"cmd/..."},
 	"github.com/rogpeppe/go-internal/testscript": {"cmd/..."},
+	"github.com/minio/minio-go":                  {"cmd/internal/repo", "cmd/internal/repo/..."},
+	"gopkg.in/ini.v1":                            {"cmd/internal/repo"},
 	"encoding/gob":                               {},
 	"unsafe":                                     {"cmd/internal/live"}, // ioctls take pointers to structures
 	"C":                                          {},
