@@ -152,10 +152,9 @@ func (c *Config) arguments(accel, image string) []string {
 	if runtime.GOARCH == "arm64" {
 		machine, tty = "virt", "ttyAMA0"
 	}
-	cpu, cpus := "max", "2"
+	cpu := "max"
 	if accel == "tcg" {
-		// Emulation is faster with one processor, as little runs at the same time, and with a plain one.
-		accel, cpus = "tcg,thread=multi", "1"
+		accel = "tcg,thread=multi" // with a plain processor it is faster
 		if runtime.GOARCH == "amd64" {
 			cpu = "qemu64"
 		}
@@ -163,7 +162,7 @@ func (c *Config) arguments(accel, image string) []string {
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-M", machine, "-accel", accel, "-cpu", cpu, "-smp", cpus, "-m", strconv.Itoa(c.Memory),
+		"-M", machine, "-accel", accel, "-cpu", cpu, "-smp", "2", "-m", strconv.Itoa(c.Memory),
 		"-kernel", image, "-initrd", "/proc/self/fd/3",
 		"-append", "console=" + tty + " loglevel=4 panic=-1 random.trust_cpu=on cryptomgr.notests rdinit=/init -- --appliance",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",

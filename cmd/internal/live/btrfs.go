@@ -127,7 +127,7 @@ func (f *FS) btrfsRuns(fd int, inode uint64, r *fsmap.Runs) error {
 
 // treeOf gives the id of the subvolume that what find gave, a file or a folder, is in.
 func treeOf(fd int) (uint64, error) {
-	h, err := reopen(fd, 0)
+	h, err := reopen(fd)
 	if err != nil {
 		return 0, fmt.Errorf("btrfs subvolume: %w", err)
 	}

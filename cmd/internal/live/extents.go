@@ -17,18 +17,20 @@ import (
 // maxRuns bounds the runs of one file that are kept.
 const maxRuns = 4 << 20
 
-// content opens a regular file or a folder, for its attributes, and finds out a file's runs and hash.
-func (f *FS) content(fd int, st *unix.Statx_t, n *fsmap.Node, p *file) error {
+// content finds out the attributes of a regular file or a folder, and a file's runs and hash.
+func (f *FS) content(h int, readable bool, st *unix.Statx_t, n *fsmap.Node, p *file) (err error) {
 	p.runs.Reset(n.Size)
-	h, err := reopen(fd, 0)
-	if errors.Is(err, unix.ENOKEY) && n.Encrypted {
-		p.runs.Fill(mapfile.Encrypted)
-		return nil
+	if !readable {
+		h, err = reopen(h)
+		if errors.Is(err, unix.ENOKEY) && n.Encrypted {
+			p.runs.Fill(mapfile.Encrypted)
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("open: %w", err)
+		}
+		defer unix.Close(h)
 	}
-	if err != nil {
-		return fmt.Errorf("open: %w", err)
-	}
-	defer unix.Close(h)
 	fx := make([]byte, fxSize)
 	if err := Ioctl(h, reqGetXattr, fx); err == nil {
 		n.Project = le.Uint32(fx[fxProject:])

@@ -25,6 +25,7 @@ type FS struct {
 	hash  bool
 	attrs []attr
 	made  bool // it has no owners and modes: what the kernel shows is made up
+	nodev bool // no device can be opened through it
 
 	refs   atomic.Uint64
 	inline atomic.Int64 // bytes that may still be carried
@@ -78,7 +79,7 @@ func Open(root int, typ string, sizes []int64, o Options) (*FS, error) {
 	if err := unix.Fstatfs(root, &st); err != nil {
 		return nil, fmt.Errorf("statfs: %w", err)
 	}
-	f.info.BlockSize = st.Bsize
+	f.info.BlockSize, f.nodev = st.Bsize, st.Flags&unix.ST_NODEV != 0
 	if free := st.Blocks - st.Bfree; st.Bsize > 0 && st.Bfree <= st.Blocks && free < uint64(1<<62/st.Bsize) {
 		f.info.Used = int64(free) * st.Bsize
 	}
@@ -127,23 +128,29 @@ const within = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO
 // pathMax is how long a path may be that the kernel takes at once.
 const pathMax = 4000
 
-// find gives a descriptor for what lies at a path from the root on. It can't be read from: see reopen.
-func (f *FS) find(path []byte) (int, error) {
+const (
+	// onlyPath opens what can't be read from: see reopen. forReading is for files and folders, whose access time stays.
+	onlyPath   = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	forReading = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_NONBLOCK | unix.O_CLOEXEC
+)
+
+// find opens what lies at a path from the root on.
+func (f *FS) find(path []byte, flags uint64) (int, error) {
 	rest := strings.TrimPrefix(string(path), "/")
 	if rest == "" {
 		rest = "."
 	}
 	at := f.root
 	for {
-		part := rest
+		part, how := rest, flags
 		if len(part) > pathMax {
 			i := strings.LastIndexByte(part[:pathMax], '/')
 			if i <= 0 {
 				return -1, unix.ENAMETOOLONG
 			}
-			part = part[:i]
+			part, how = part[:i], onlyPath
 		}
-		fd, err := unix.Openat2(at, part, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: within})
+		fd, err := unix.Openat2(at, part, &unix.OpenHow{Flags: how, Resolve: within})
 		if at != f.root {
 			unix.Close(at)
 		}
@@ -161,9 +168,7 @@ func (f *FS) find(path []byte) (int, error) {
 func magic(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // reopen opens for reading what find gave, a regular file or a folder. Its access time stays.
-func reopen(fd, flags int) (int, error) {
-	return unix.Open(magic(fd), unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC|unix.O_NONBLOCK|flags, 0)
-}
+func reopen(fd int) (int, error) { return unix.Open(magic(fd), forReading&^unix.O_NOFOLLOW, 0) }
 
 // file is what Node finds out for ReadDir and Runs.
 type file struct {
@@ -175,9 +180,16 @@ type file struct {
 // Node implements fsmap.FS. A regular file's runs are asked for at once, so that they fit its size and times; a file
 // that changes meanwhile is read once more.
 func (f *FS) Node(e fsmap.Entry, n *fsmap.Node) error {
-	fd, err := f.find(e.Path)
-	if err != nil {
-		return err
+	// At once, where a name that has become a device's by now can do no harm.
+	fd, err := -1, error(unix.EAGAIN)
+	if f.nodev && (e.Kind == mapfile.Regular || e.Kind == mapfile.Directory) {
+		fd, err = f.find(e.Path, forReading)
+	}
+	readable := err == nil
+	if !readable {
+		if fd, err = f.find(e.Path, onlyPath); err != nil {
+			return err
+		}
 	}
 	defer unix.Close(fd)
 	p, ok := n.Priv.(*file)
@@ -192,7 +204,7 @@ func (f *FS) Node(e fsmap.Entry, n *fsmap.Node) error {
 		if err != nil {
 			return err
 		}
-		if err := f.fill(fd, before, n, p); err != nil {
+		if err := f.fill(fd, readable, before, n, p); err != nil {
 			return err
 		}
 		after, err := stat(fd)
@@ -221,7 +233,7 @@ func timeOf(t unix.StatxTimestamp) mapfile.Time {
 }
 
 // fill sets what is known of a file, and finds out its runs.
-func (f *FS) fill(fd int, st *unix.Statx_t, n *fsmap.Node, p *file) error {
+func (f *FS) fill(fd int, readable bool, st *unix.Statx_t, n *fsmap.Node, p *file) error {
 	n.Kind = fsmap.ModeKind(uint32(st.Mode))
 	n.Inode, n.Size, n.Mode, n.Links = st.Ino, int64(st.Size), int64(st.Mode&0o7777), int64(st.Nlink)
 	n.UID, n.GID = int64(st.Uid), int64(st.Gid)
@@ -236,7 +248,7 @@ func (f *FS) fill(fd int, st *unix.Statx_t, n *fsmap.Node, p *file) error {
 	if err := f.number(fd, p.path, st, n); err != nil {
 		return err
 	}
-	f.xattrs(fd, n)
+	f.xattrs(fd, readable, n)
 	switch n.Kind {
 	case mapfile.Symlink:
 		b := make([]byte, unix.PathMax+1)
@@ -248,7 +260,7 @@ func (f *FS) fill(fd int, st *unix.Statx_t, n *fsmap.Node, p *file) error {
 	case mapfile.Char, mapfile.Block:
 		n.Major, n.Minor = st.Rdev_major, st.Rdev_minor
 	case mapfile.Regular, mapfile.Directory:
-		return f.content(fd, st, n, p)
+		return f.content(fd, readable, st, n, p)
 	}
 	return nil
 }
@@ -260,7 +272,7 @@ func (f *FS) number(fd int, path []byte, st *unix.Statx_t, n *fsmap.Node) error 
 	}
 	if st.Ino == emptySubvolume {
 		// The folder that stands in a snapshot for a subvolume is in no tree: it counts in the one around it.
-		up, err := f.find(path[:bytes.LastIndexByte(path, '/')])
+		up, err := f.find(path[:bytes.LastIndexByte(path, '/')], onlyPath)
 		if err != nil {
 			return err
 		}
@@ -285,10 +297,15 @@ func (f *FS) number(fd int, path []byte, st *unix.Statx_t, n *fsmap.Node) error 
 }
 
 // xattrs reads the extended attributes that root sees.
-func (f *FS) xattrs(fd int, n *fsmap.Node) {
-	path := magic(fd)
-	list, errs := Xattrs(func(b []byte) (int, error) { return unix.Listxattr(path, b) },
-		func(name string, b []byte) (int, error) { return unix.Getxattr(path, name, b) })
+func (f *FS) xattrs(fd int, readable bool, n *fsmap.Node) {
+	names := func(b []byte) (int, error) { return unix.Flistxattr(fd, b) }
+	get := func(name string, b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) }
+	if !readable {
+		path := magic(fd)
+		names = func(b []byte) (int, error) { return unix.Listxattr(path, b) }
+		get = func(name string, b []byte) (int, error) { return unix.Getxattr(path, name, b) }
+	}
+	list, errs := Xattrs(names, get)
 	n.Xattrs = append(n.Xattrs, list...)
 	n.Problems = append(n.Problems, errs...)
 }
@@ -335,12 +352,7 @@ func grow(get func([]byte) (int, error)) ([]byte, error) {
 
 // ReadDir implements fsmap.FS.
 func (f *FS) ReadDir(n *fsmap.Node, add func(fsmap.Entry) bool) error {
-	p, err := f.find(n.Priv.(*file).path)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(p)
-	fd, err := reopen(p, unix.O_DIRECTORY)
+	fd, err := f.find(n.Priv.(*file).path, forReading|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
