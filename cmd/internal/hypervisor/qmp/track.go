@@ -176,25 +176,17 @@ type reading struct {
 	err         error
 }
 
-// export has QEMU tell a disk's bitmaps through an NBD server, which listens on a socket that only this process can
-// reach.
+// export has QEMU tell a disk's bitmaps through an NBD server that only this process can reach.
 func (m *machine) export(ctx context.Context, s *hypervisor.Step, t *tracked) (ranges [][2]int64, err error) {
-	dir, err := os.MkdirTemp("", "vmfreeze-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "nbd")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	defer l.Close()
-	file, err := l.File()
+	old := t.present()
+	file, conns, err := listener(len(old))
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
+	for _, conn := range conns {
+		defer conn.Close()
+	}
 	name := overlayPrefix + s.Args["run"]
 	if err := m.c.runFile(ctx, "getfd", map[string]string{"fdname": name}, file); err != nil {
 		return nil, err
@@ -209,25 +201,43 @@ func (m *machine) export(ctx context.Context, s *hypervisor.Step, t *tracked) (r
 			err = e
 		}
 	}()
-	old := t.present()
 	err = m.c.run(ctx, "block-export-add", map[string]any{"type": "nbd", "id": name, "node-name": t.Node, "name": name, "bitmaps": old}, nil)
 	if err != nil {
 		return nil, err
 	}
 	hypervisor.Crash("exporting")
-	for _, bitmap := range old {
-		conn, err := net.Dial("unix", path)
-		if err != nil {
-			return nil, err
-		}
-		more, err := dirty(conn, name, bitmap)
-		conn.Close()
+	for i, bitmap := range old {
+		more, err := dirty(conns[i], name, bitmap)
 		if err != nil {
 			return nil, err
 		}
 		ranges = append(ranges, more...)
 	}
 	return ranges, nil
+}
+
+// listener gives a listening socket without a name, and n connections to it that wait to be accepted.
+func listener(n int) (file *os.File, conns []net.Conn, err error) {
+	dir, err := os.MkdirTemp("", "vmfreeze-")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "nbd")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.Close()
+	for range n {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			return nil, nil, err
+		}
+		conns = append(conns, conn)
+	}
+	file, err = l.File()
+	return file, conns, err
 }
 
 // endExport ends what export began: if ours says that the server is, or where there is the export that proves it.
