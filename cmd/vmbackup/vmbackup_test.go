@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -314,6 +315,32 @@ func TestHeldByNobody(t *testing.T) {
 	if d := p.Disks[0]; d.Changes != "ranges" || d.Fallback != "" || p.Stored < 650_000 {
 		t.Errorf("changes %q, fallback %q, stored %d", d.Changes, d.Fallback, p.Stored)
 	}
+	sound(t, repoDir, p, tree, "")
+}
+
+// TestHeldByAnOlderPoint is the same where an older point of the chain holds what the blocks had been before.
+func TestHeldByAnOlderPoint(t *testing.T) {
+	img, tree := ext4(t, "80M")
+	dir := t.TempDir()
+	before, repoDir := filepath.Join(dir, "before.img"), filepath.Join(dir, "repo")
+	put(t, img, tree, "old", noise(76, 700_000))
+	backup(t, "--repo", repoDir, "web1="+img)
+	was := inner(t, img, "old")
+	os.Remove(filepath.Join(tree, "old"))
+	formatstest.Exec(t, "debugfs", "-w", "-R", "rm old", img)
+	copyFile(t, img, before)
+	late := noise(77, 700_000)
+	put(t, img, tree, "late", late)
+	blocks := places(t, img, "late")
+	for i, at := range blocks[:len(late)/4096] {
+		patch(t, before, late[i*4096:(i+1)*4096], at)
+	}
+	is := inner(t, img, "late")
+	if !slices.Contains(was, is[1]) {
+		t.Fatalf("late lies at %d, old lay at %d", is, was)
+	}
+	backup(t, "--repo", repoDir, "web1="+before)
+	p := backup(t, "--repo", repoDir, "--verify", "none", "--sample", "0", "--changed-ranges", ranges(t, everything(80<<20, is...)), "web1="+img)
 	sound(t, repoDir, p, tree, "")
 }
 

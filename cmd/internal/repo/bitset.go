@@ -68,7 +68,7 @@ type ranges struct {
 const maxUnits = 1 << 27
 
 func newRanges(size, unit int64) *ranges {
-	for size/unit >= maxUnits {
+	for (size+unit-1)/unit > maxUnits {
 		unit *= 2
 	}
 	return &ranges{newBitset((size + unit - 1) / unit), unit, size}
