@@ -296,9 +296,10 @@ func (r *imageRun) fetch(p *qcow2.Packer, s *step) error {
 		return err
 	}
 	if !s.zero && r.packed {
-		if s.coded = p.Pack(s.packed[:0], s.buf); s.coded != nil {
-			s.packed = s.coded
+		if s.packed == nil {
+			s.packed = make([]byte, 0, len(s.buf)+len(s.buf)/16) // more than what does not compress takes
 		}
+		s.coded = p.Pack(s.packed, s.buf)
 	}
 	return nil
 }
