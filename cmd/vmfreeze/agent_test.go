@@ -141,7 +141,17 @@ func TestQuiesce(t *testing.T) {
 		l.recovers("")
 		l.sound()
 	}
-	r := l.start("", "--quiesce", l.target())
+	// A guest that thawed by itself was not quiesced, whatever was said before.
+	r := l.start("", append(stopped, "--quiesce", "--agent", a.socket, l.target())...)
+	r.records()
+	a.mu.Lock()
+	a.frozen = false
+	a.mu.Unlock()
+	if status := r.done(); status != 4 || !strings.Contains(r.stderr.String(), "thawed before their time") {
+		t.Errorf("status %d: %s", status, r.stderr.String())
+	}
+	l.sound()
+	r = l.start("", "--quiesce", l.target())
 	if status := r.wait2(); status != 4 || !strings.Contains(r.stderr.String(), "no port for a guest agent") {
 		t.Errorf("status %d: %s", status, r.stderr.String())
 	}

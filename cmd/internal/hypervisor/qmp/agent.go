@@ -71,7 +71,7 @@ func ping(ctx context.Context, socket string) error {
 }
 
 // freezeGuest freezes the guest's file systems, unless somebody else has.
-func freezeGuest(ctx context.Context, s *hypervisor.Step) error {
+func (m *machine) freezeGuest(ctx context.Context, s *hypervisor.Step) error {
 	a, err := dialAgent(ctx, s.Args["agent"])
 	if err != nil {
 		return err
@@ -91,11 +91,12 @@ func freezeGuest(ctx context.Context, s *hypervisor.Step) error {
 	if n == 0 {
 		return errors.New("the guest's agent froze no file system")
 	}
+	m.froze = true
 	return nil
 }
 
 // thawGuest thaws the guest's file systems, if they are frozen by us.
-func thawGuest(ctx context.Context, s *hypervisor.Step) error {
+func (m *machine) thawGuest(ctx context.Context, s *hypervisor.Step) error {
 	if s.Args["found"] != "" {
 		return nil
 	}
@@ -104,8 +105,15 @@ func thawGuest(ctx context.Context, s *hypervisor.Step) error {
 		return err
 	}
 	defer a.Close()
-	if status, err := freezeStatus(ctx, a); err != nil || status == "thawed" {
+	switch status, err := freezeStatus(ctx, a); {
+	case err != nil:
 		return err
+	case status == "thawed" && m.froze:
+		return fmt.Errorf("%w: the guest's file systems were thawed before their time, by somebody else or by the guest (Windows waits 10 seconds)",
+			hypervisor.ErrSpoiled)
+	case status == "thawed":
+		return nil
 	}
+	m.froze = false
 	return a.Call(ctx, "guest-fsfreeze-thaw", nil, nil)
 }

@@ -200,6 +200,7 @@ type machine struct {
 	foreign []string           // what lies where it can't be cloned from
 	notes   []string           // the same of what needs no clone
 	live    map[string]reading // what bitmaps told while the machine was stopped, by disk
+	froze   bool               // its guest's file systems
 	resumes int                // RESUME events that had come when the machine was stopped
 }
 

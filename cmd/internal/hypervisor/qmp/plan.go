@@ -218,7 +218,7 @@ func (m *machine) planSnapshot(r hypervisor.Request, id map[string]string, quies
 func (m *machine) Do(ctx context.Context, s *hypervisor.Step) error {
 	switch s.Op {
 	case opFsfreeze:
-		return freezeGuest(ctx, s)
+		return m.freezeGuest(ctx, s)
 	case opStop:
 		return m.stop(ctx)
 	case opWatch:
@@ -267,7 +267,7 @@ func (m *machine) Undo(ctx context.Context, s *hypervisor.Step) error {
 	}
 	switch s.Op {
 	case opFsfreeze:
-		return thawGuest(ctx, s)
+		return m.thawGuest(ctx, s)
 	case opStop:
 		return m.cont(ctx)
 	case opWatch:
