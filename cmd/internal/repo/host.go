@@ -316,7 +316,7 @@ func (b *hostMaker) writeMap(ctx context.Context, spool *os.File) error {
 		return err
 	}
 	defer out.Abort()
-	z, err := zstd.NewWriter(out, zstd.WithEncoderConcurrency(1))
+	z, err := newMapWriter(out)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -27,12 +28,14 @@ func OpenMap(ctx context.Context, s Store, p *Point, f StoredFile) (io.ReadClose
 	}
 	m := &mapText{o: o}
 	var in io.Reader
+	var frames [][]byte
 	h := sha256.New()
 	if o.Size() <= smallMap {
 		b := make([]byte, o.Size())
 		_, err = io.ReadFull(io.NewSectionReader(o, 0, o.Size()), b)
 		h.Write(b)
 		in = bytes.NewReader(b)
+		frames, _ = mapFrames(b)
 	} else {
 		_, err = io.CopyBuffer(struct{ io.Writer }{h}, io.NewSectionReader(o, 0, o.Size()), make([]byte, 1<<20))
 		in = io.NewSectionReader(o, 0, o.Size())
@@ -42,8 +45,13 @@ func OpenMap(ctx context.Context, s Store, p *Point, f StoredFile) (io.ReadClose
 		err = fmt.Errorf("%s: %w", Path(s, name), err)
 	case o.Size() != f.Size || hex.EncodeToString(h.Sum(nil)) != f.SHA256:
 		err = ondisk.Corrupt(Path(s, name), "sha256", -1, hex.EncodeToString(h.Sum(nil)))
+	case len(frames) > 0:
+		m.ReadCloser, err = newFrameReader(frames)
 	default:
-		m.Decoder, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(256<<20))
+		var z *zstd.Decoder
+		if z, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(256<<20)); err == nil {
+			m.ReadCloser = z.IOReadCloser()
+		}
 	}
 	if err != nil {
 		o.Close()
@@ -52,12 +60,10 @@ func OpenMap(ctx context.Context, s Store, p *Point, f StoredFile) (io.ReadClose
 	return m, nil
 }
 
+// mapText is the text of a map.
 type mapText struct {
-	*zstd.Decoder
+	io.ReadCloser
 	o Object
 }
 
-func (m *mapText) Close() error {
-	m.Decoder.Close()
-	return m.o.Close()
-}
+func (m *mapText) Close() error { return errors.Join(m.ReadCloser.Close(), m.o.Close()) }

@@ -9,8 +9,6 @@ import (
 	"path"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-
 	"vmkit/formats"
 	"vmkit/fsmap"
 	"vmkit/fsmap/mapfile"
@@ -82,7 +80,7 @@ func (s *survey) run(ctx context.Context, build func(context.Context, fsmap.Conf
 			s.disks[image].free.outer(off, n, false)
 		}
 	}
-	z, err := zstd.NewWriter(out, zstd.WithEncoderConcurrency(1))
+	z, err := newMapWriter(out)
 	if err != nil {
 		return err
 	}
