@@ -17,7 +17,7 @@ import (
 // bootTo writes the map that a small machine makes of the images.
 func (o *options) bootTo(ctx context.Context, t *cli.Term, images *cli.Images, clone json.RawMessage, out *cli.Output, w io.Writer) error {
 	c := o.machine
-	c.Images, c.Only, c.Hash, c.Created = images.List, o.only, o.hash, o.input.Created
+	c.Images, c.Only, c.Hash, c.Created, c.SectorSize = images.List, o.only, o.hash, o.input.Created, o.input.SectorSize
 	c.Output <<= 20
 	m, err := c.Run(ctx)
 	if err != nil {
@@ -47,7 +47,7 @@ func (o *options) mapMounted(ctx context.Context, t *cli.Term, a *boot.Appliance
 	if err != nil {
 		return err
 	}
-	o.input.Format, o.input.Created = "raw", a.Created
+	o.input.Format, o.input.Created, o.input.SectorSize = "raw", a.Created, a.SectorSize
 	images, err := o.input.Open(t, a.Devices())
 	if err != nil {
 		return err

@@ -30,6 +30,8 @@ type Config struct {
 	Only    []string
 	Hash    bool
 	Created string
+	// SectorSize is that of partition.Options.
+	SectorSize int64
 
 	console string // the last line that the machine printed
 	init    []byte // the machine's program, in tests; else this one
@@ -77,7 +79,7 @@ func (c *Config) Run(ctx context.Context) (*Machine, error) {
 	}
 	for i, accel := range tries {
 		m := &Machine{images: c.Images}
-		err := m.prepare()
+		err := m.prepare(c.SectorSize)
 		if err == nil {
 			if err = c.run(ctx, accel, k, memories, disks, m.layers, m.spool); err == nil {
 				err = m.check(c.console)
@@ -101,7 +103,8 @@ func size(f *os.File) int64 {
 	return n
 }
 
-func (m *Machine) prepare() error {
+// prepare makes the files that a machine writes to, for disks of sectors of sector bytes (0: the image's own).
+func (m *Machine) prepare(sector int64) error {
 	f, err := os.CreateTemp("", "vmkit-boot-")
 	if err != nil {
 		return err
@@ -109,7 +112,7 @@ func (m *Machine) prepare() error {
 	os.Remove(f.Name())
 	m.spool = f
 	for _, img := range m.images {
-		o, err := newOverlay(img.Disk, img.Size(), max(img.SectorSize, 512))
+		o, err := newOverlay(img.Disk, img.Size(), max(img.SectorSize, sector, 512))
 		if err != nil {
 			return err
 		}
@@ -177,7 +180,7 @@ func (m *Machine) Changes(img *formats.Image, off, n int64) (int64, []byte) {
 
 // initrd builds the machine's first file system, in memory: this program, the modules and what it is told.
 func (c *Config) initrd(k *kernel) (*os.File, []disk, error) {
-	vols, err := partition.Scan(c.Images, partition.Options{})
+	vols, err := partition.Scan(c.Images, partition.Options{SectorSize: c.SectorSize})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -185,9 +188,6 @@ func (c *Config) initrd(k *kernel) (*os.File, []disk, error) {
 	for i := range vols {
 		v := &vols[i]
 		content, ok := partition.Recognise(v.Disk, v.Size)
-		if v.Kind == partition.KindLV || v.Kind == partition.KindMD || v.Image < 0 || v.Number > 15 {
-			names = append(names, "dm_mod")
-		}
 		if ok && content.What == partition.Filesystem {
 			driver := moduleOf(content.Name)
 			names = append(append(names, asked[driver]...), driver)
@@ -203,7 +203,7 @@ func (c *Config) initrd(k *kernel) (*os.File, []disk, error) {
 			return nil, nil, err
 		}
 	}
-	o := order{Only: c.Only, Hash: c.Hash, Created: c.Created}
+	o := order{Only: c.Only, Hash: c.Hash, Created: c.Created, SectorSize: c.SectorSize}
 	for i, img := range c.Images {
 		o.Disks = append(o.Disks, disk{Name: img.Name, Serial: fmt.Sprintf("vmkit%d", i), Size: img.Size()})
 	}

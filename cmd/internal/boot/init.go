@@ -26,6 +26,8 @@ type order struct {
 	Only    []string `json:"only,omitempty"`
 	Hash    bool     `json:"hash,omitempty"`
 	Created string   `json:"created,omitempty"`
+	// SectorSize is that of partition.Options.
+	SectorSize int64 `json:"sector_size,omitempty"`
 }
 
 // disk is an image as the machine sees it.

@@ -129,7 +129,7 @@ type module struct {
 }
 
 // basic are the modules that every machine needs.
-var basic = []string{"virtio_pci", "virtio_blk", "virtio_console"}
+var basic = []string{"virtio_pci", "virtio_blk", "virtio_console", "dm_mod"}
 
 // asked are the modules that a file system's driver asks user space for while it works, by the driver's name. Those that
 // are built in, or that a kernel hasn't, are left out.

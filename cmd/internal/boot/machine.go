@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ func (c *Config) run(ctx context.Context, accel string, k *kernel, memories []*o
 			return err
 		}
 		device := fmt.Sprintf("virtio-blk-pci,drive=disk%d,serial=%s", i, d.Serial)
-		if c.Images[i].SectorSize == 4096 {
+		if cmp.Or(c.SectorSize, c.Images[i].SectorSize) == 4096 {
 			device += ",logical_block_size=4096,physical_block_size=4096"
 		}
 		args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=disk%d,server.type=fd,server.str=%d", i, n), "-device", device)
