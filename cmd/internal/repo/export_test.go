@@ -26,8 +26,8 @@ func Hurry(t *testing.T) {
 
 // ShortLocks makes locks live for seconds.
 func ShortLocks(t *testing.T) {
-	set(t, &lockLife, 2*time.Second)
-	set(t, &lockRefresh, 300*time.Millisecond)
+	set(t, &lockLife, 3*time.Second)
+	set(t, &lockRefresh, 200*time.Millisecond)
 }
 
 // ShortSteps makes the parts of objects few, and the last ones go through a file.

@@ -242,14 +242,14 @@ func TestS3Lock(t *testing.T) {
 	w.Write([]byte("x"))
 	other := openS3(t)
 	defer other.Close()
-	time.Sleep(3 * time.Second) // longer than a lock lives
+	time.Sleep(4 * time.Second) // longer than a lock lives
 	if _, err := other.Lock(t.Context(), "web1"); !errors.Is(err, repo.ErrLocked) {
 		t.Fatalf("though the lock is refreshed: %v", err)
 	}
 	// From here on the first one is cut off from the service, the others are not.
 	p.Set(always(any, repotest.Fault{Refuse: true}))
 	g.Point(t, g.Addr)
-	time.Sleep(3 * time.Second)
+	time.Sleep(4 * time.Second)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	won := 0
