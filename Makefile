@@ -4,7 +4,7 @@ BIN     ?= bin
 PREFIX  ?= /usr/local
 CORPUS  ?= ../shared/corpus
 CHECKER ?= ../shared/tools/check_corpus.py
-KINDS   ?= cli,ext,xfs,ntfs,fat,exfat,qcow2,vmdk,disk,lvm,robust
+KINDS   ?= cli,ext,xfs,ntfs,fat,exfat,btrfs,iso,qcow2,vmdk,disk,lvm,robust
 FUZZTIME ?= 10m
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMANDS := $(notdir $(patsubst %/,%,$(dir $(wildcard cmd/*/main.go))))
@@ -30,7 +30,7 @@ test: build check ## all tests, with a count at the end
 	@GO=$(GO) fixtures/test.sh
 
 race: ## the tests of what runs concurrently, under the race detector
-	CGO_ENABLED=1 $(GO) test -race -short ./formats/... ./fsmap/... ./extract/...
+	CGO_ENABLED=1 $(GO) test -race -short ./formats/... ./fsmap/... ./extract/... ./cmd/internal/repo/... ./cmd/internal/clone
 
 check: ## formatting, vet, who imports whom, manual pages
 	@test -z "$$(gofmt -l cmd extract formats fsmap partition verify fixtures | tee /dev/stderr)"
@@ -44,8 +44,10 @@ corpus: build ## the acceptance checker over a folder of images, where they are
 		echo "SKIP: corpus: no $(CORPUS)/INDEX.tsv or no $(CHECKER)"; \
 	fi
 
-bench: build ## vmkit beside its peers, on a 14 GiB disk that it makes (root, 40 GB of room)
+bench: build ## vmkit beside its peers, on disks that it makes (root, 60 GB of room)
 	fixtures/bench.sh $(BIN)
+	fixtures/bench-freeze.sh $(BIN)/vmfreeze
+	fixtures/bench-backup.sh $(BIN)
 
 fuzz: ## each fuzz target for FUZZTIME
 	GO=$(GO) fixtures/fuzz.sh $(FUZZTIME)
