@@ -11,7 +11,7 @@ COMMANDS := $(notdir $(patsubst %/,%,$(dir $(wildcard cmd/*/main.go))))
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build install demo test race check bench corpus fuzz fixtures clean
+.PHONY: help build install demo test race check bench corpus system fuzz fixtures clean
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -44,6 +44,9 @@ corpus: build ## the acceptance checker over a folder of images, where they are
 		echo "SKIP: corpus: no $(CORPUS)/INDEX.tsv or no $(CHECKER)"; \
 	fi
 
+system: build ## Debian on XFS on LVM, and on btrfs, killed while it writes (root; fixtures/setup.sh system)
+	fixtures/system.sh $(BIN)
+
 bench: build ## vmkit beside its peers, on disks that it makes (root, 60 GB of room)
 	fixtures/bench.sh $(BIN)
 	fixtures/bench-freeze.sh $(BIN)/vmfreeze
@@ -56,4 +59,4 @@ fixtures: ## makes the stored test images anew (root; needs the tools that each 
 	for d in fixtures/*/make.sh; do (cd "$$(dirname "$$d")" && ./make.sh) || exit; done
 
 clean: ## what the other targets made
-	rm -rf $(BIN) demo bench-images
+	rm -rf $(BIN) demo bench-images system-images
