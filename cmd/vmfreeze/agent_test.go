@@ -136,7 +136,7 @@ func TestQuiesce(t *testing.T) {
 			t.Errorf("%q: frozen: %v", refuse, frozen)
 		}
 		a.mu.Lock()
-		a.refuse = ""
+		a.refuse, a.frozen = "", false
 		a.mu.Unlock()
 		l.recovers("")
 		l.sound()

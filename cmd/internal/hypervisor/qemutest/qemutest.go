@@ -4,6 +4,7 @@ package qemutest
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -80,25 +81,36 @@ func (q *QEMU) Run(control string, args ...string) {
 	q.done = make(chan struct{})
 	go func(cmd *exec.Cmd, done chan struct{}) { cmd.Wait(); close(done) }(q.Cmd, q.done)
 	q.t.Cleanup(q.Kill)
-	var err error
+	if err := q.connect(control); err != nil {
+		q.t.Fatal(err)
+	}
+}
+
+// connect connects to the control socket. QEMU forgets a first command that comes while it parts with a client before,
+// such as a search for machines that a test beside this one makes: so it is tried again.
+func (q *QEMU) connect(control string) (err error) {
 	for range 1000 {
-		if q.conn, err = net.Dial("unix", control); err == nil {
-			break
-		}
 		select {
 		case <-q.done:
-			q.t.Fatal("QEMU ended at once")
+			return errors.New("QEMU ended at once")
 		case <-time.After(10 * time.Millisecond):
 		}
+		if q.conn, err = net.Dial("unix", control); err != nil {
+			continue
+		}
+		q.conn.SetDeadline(time.Now().Add(10 * time.Second))
+		q.in = bufio.NewReader(q.conn)
+		if _, err = q.in.ReadBytes('\n'); err == nil {
+			_, err = q.conn.Write([]byte(`{"execute":"qmp_capabilities"}` + "\n"))
+		}
+		if err == nil {
+			if _, err = q.in.ReadBytes('\n'); err == nil {
+				return nil
+			}
+		}
+		q.conn.Close()
 	}
-	if err != nil {
-		q.t.Fatal(err)
-	}
-	q.in = bufio.NewReader(q.conn)
-	if _, err := q.in.ReadBytes('\n'); err != nil {
-		q.t.Fatal(err)
-	}
-	q.Do("qmp_capabilities", nil)
+	return err
 }
 
 // Do gives a command, which must succeed, and gives what it returned.
