@@ -25,6 +25,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	bin = dir
+	os.Setenv("CGO_ENABLED", "0") // as they are shipped
 	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin+"/", "vmkit/cmd/vmmap", "vmkit/cmd/vmextract", "vmkit/cmd/vmverify").CombinedOutput()
 	code := 1
 	if err != nil {
