@@ -31,6 +31,8 @@ type machine struct {
 	clone  *mapfile.Clone
 	raw    json.RawMessage
 	vm     *mapfile.VM
+	at     time.Time // the instant that the images show, or zero: now
+	allow  []string  // folders that the images may refer to files in, too
 }
 
 func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
@@ -62,6 +64,22 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 	w := mapfile.NewWriter(t.Stdout)
 	var made int64
 	var failed []error
+	if len(o.host) > 0 {
+		// Before the machines' points, which take their time: the whole run is to be of one instant.
+		if err := o.standStill(ctx, t, &host); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			failed = append(failed, err)
+		} else {
+			defer func() {
+				if err := host.Files.Close(); err != nil {
+					t.Error(err)
+					t.Note(cli.Gaps)
+				}
+			}()
+		}
+	}
 	for _, m := range machines {
 		p, err := o.backup(ctx, t, s, m, opts)
 		if err != nil {
@@ -76,7 +94,7 @@ func (o *options) run(ctx context.Context, t *cli.Term, args []string) error {
 			return err
 		}
 	}
-	if len(o.host) > 0 {
+	if host.Files != nil {
 		switch p, err := o.backupHost(ctx, t, s, w, host, opts, &made); {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -259,11 +277,16 @@ func readClones(t *cli.Term, none bool) ([]*machine, error) {
 
 // backup makes the point of one machine.
 func (o *options) backup(ctx context.Context, t *cli.Term, s repo.Store, m *machine, e repo.Options) (*repo.Point, error) {
-	at := time.Now()
+	at := m.at
+	if at.IsZero() {
+		at = time.Now()
+	}
 	if m.vm != nil && m.vm.FrozenAt != nil {
 		at = *m.vm.FrozenAt
 	}
-	images, err := o.input.Open(t, m.images)
+	input := o.input
+	input.AllowDirs = slices.Concat(input.AllowDirs, m.allow)
+	images, err := input.Open(t, m.images)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", m.name, err)
 	}
@@ -280,7 +303,7 @@ func (o *options) backup(ctx context.Context, t *cli.Term, s repo.Store, m *mach
 		Config: fsmap.Config{Problem: t.Problem, Note: func(where, note string) { t.Warn("%s: %s", where, note) }},
 	}
 	in.Open = func(name string) (*formats.Image, func(), error) {
-		old, err := o.input.Open(t, []string{name})
+		old, err := input.Open(t, []string{name})
 		if err != nil {
 			return nil, nil, err
 		}

@@ -2,14 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"vmkit/cmd/internal/cli"
+	"vmkit/cmd/internal/hostsnap"
 	"vmkit/cmd/internal/repo"
 	"vmkit/formats"
 	formatsall "vmkit/formats/all"
@@ -18,8 +20,11 @@ import (
 
 // hostOptions checks the options for the host's own files.
 func (o *options) hostOptions(t *cli.Term) (h repo.HostOptions, err error) {
-	if len(o.host) == 0 && (o.exact || o.hostName != "" || len(o.exclude) > 0) {
-		return h, cli.Usagef("--host-name, --exclude and --exact go with --host")
+	if len(o.host) == 0 && (o.exact || o.hostName != "" || len(o.exclude) > 0 || o.hostSnapshot != string(hostsnap.Auto)) {
+		return h, cli.Usagef("--host-name, --host-snapshot, --exclude and --exact go with --host")
+	}
+	if !slices.Contains(hostsnap.Modes, hostsnap.Mode(o.hostSnapshot)) {
+		return h, cli.Usagef("--host-snapshot is auto, btrfs, reflink or none, not %q", o.hostSnapshot)
 	}
 	for _, s := range o.host {
 		p, err := repo.ParseHostPath(s)
@@ -35,9 +40,22 @@ func (o *options) hostOptions(t *cli.Term) (h repo.HostOptions, err error) {
 	return h, nil
 }
 
+// standStill makes the host's files stand still.
+func (o *options) standStill(ctx context.Context, t *cli.Term, h *repo.HostOptions) error {
+	var paths []string
+	for _, p := range h.Paths {
+		paths = append(paths, p.Path)
+	}
+	var err error
+	if h.Files, err = hostsnap.Take(ctx, hostsnap.Mode(o.hostSnapshot), paths, t.Warn); err != nil {
+		return fmt.Errorf("--host-snapshot %s: %w", o.hostSnapshot, err)
+	}
+	return nil
+}
+
 // backupHost makes the point of this host's files, and those of the guests whose disks are among them.
 func (o *options) backupHost(ctx context.Context, t *cli.Term, s repo.Store, w *mapfile.Writer, h repo.HostOptions, e repo.Options, made *int64) (*repo.Point, error) {
-	m := &repo.Machine{Name: o.hostName, At: time.Now()}
+	m := &repo.Machine{Name: o.hostName, At: h.Files.At}
 	if m.Name == "" {
 		name, err := os.Hostname()
 		if err != nil {
@@ -57,7 +75,7 @@ func (o *options) backupHost(ctx context.Context, t *cli.Term, s repo.Store, w *
 				name = fmt.Sprintf("guest-%s-%d", base, i)
 			}
 			taken[name] = true
-			p, err := o.backup(ctx, t, s, &machine{name: name, images: []string{path}}, e)
+			p, err := o.backup(ctx, t, s, o.guest(t, h.Files, name, path), e)
 			if err != nil {
 				return nil, fmt.Errorf("as a guest's disk: %w", err)
 			}
@@ -70,6 +88,23 @@ func (o *options) backupHost(ctx context.Context, t *cli.Term, s repo.Store, w *
 	defer progress.Done()
 	e.Progress = progress.Add
 	return repo.BackupHost(ctx, s, m, h, e)
+}
+
+// guest is the machine whose disk is among this host's files, at path. In a snapshot nobody writes to it, even if somebody
+// does to the file itself.
+func (o *options) guest(t *cli.Term, files *hostsnap.Set, name, path string) *machine {
+	m := &machine{name: name, images: []string{path}}
+	live := files.Live(path)
+	if live == path {
+		return m
+	}
+	m.at, m.allow = files.At, []string{filepath.Dir(live)}
+	src := &formats.OSSource{}
+	defer src.Close()
+	if _, err := src.Open(live); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Warn("%s is in use: its point shows what a loss of power would have left", live)
+	}
+	return m
 }
 
 // imageNames end the names of disk images.

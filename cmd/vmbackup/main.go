@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"vmkit/cmd/internal/cli"
+	"vmkit/cmd/internal/hostsnap"
 )
 
 func main() {
@@ -47,6 +48,8 @@ Options for this host's own files:
       --host PATH          back up this host's PATH, a folder or a file, too; as PATH=NAME under
                            the name NAME, as which a snapshot's folder is kept (repeatable)
       --host-name NAME     the machine that they are a point of, instead of the host's name
+      --host-snapshot HOW  read them from a btrfs snapshot, from reflink copies, or as they stand:
+                           btrfs, reflink, none; auto is btrfs for root where they lie on one
       --exclude PATTERN    leave out what matches: an absolute path with *, ?, [] and **
                            (repeatable)
       --exact              keep guests' disk images among them as they are, byte for byte, instead
@@ -62,24 +65,25 @@ Examples:
 
 // options are those of vmbackup alone.
 type options struct {
-	input       cli.Input
-	repo        string
-	full        bool
-	incremental bool
-	reread      bool
-	sample      string
-	ranges      string
-	bitmap      string
-	allBlocks   bool
-	withoutSwap bool
-	compression string
-	cluster     string
-	chain       int
-	verify      string
-	host        []string
-	hostName    string
-	exclude     []string
-	exact       bool
+	input        cli.Input
+	repo         string
+	full         bool
+	incremental  bool
+	reread       bool
+	sample       string
+	ranges       string
+	bitmap       string
+	allBlocks    bool
+	withoutSwap  bool
+	compression  string
+	cluster      string
+	chain        int
+	verify       string
+	host         []string
+	hostName     string
+	hostSnapshot string
+	exclude      []string
+	exact        bool
 }
 
 func command() *cli.Command {
@@ -101,6 +105,7 @@ func command() *cli.Command {
 	f.StringVar(&o.verify, "verify", "sample", "")
 	f.StringArrayVar(&o.host, "host", nil, "")
 	f.StringVar(&o.hostName, "host-name", "", "")
+	f.StringVar(&o.hostSnapshot, "host-snapshot", string(hostsnap.Auto), "")
 	f.StringArrayVar(&o.exclude, "exclude", nil, "")
 	f.BoolVar(&o.exact, "exact", false, "")
 	o.input.Register(f)

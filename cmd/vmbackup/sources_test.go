@@ -131,15 +131,18 @@ func TestFiemap(t *testing.T) {
 }
 
 // mountXFS mounts a new XFS file system.
-func mountXFS(t *testing.T, size string) string {
+func mountXFS(t *testing.T, size string) string { return mountNew(t, "mkfs.xfs", size) }
+
+// mountNew mounts a new file system.
+func mountNew(t *testing.T, mkfs, size string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting takes root")
 	}
-	formatstest.Tool(t, "mkfs.xfs")
-	img, mnt := filepath.Join(t.TempDir(), "xfs.img"), t.TempDir()
+	formatstest.Tool(t, mkfs)
+	img, mnt := filepath.Join(t.TempDir(), "fs.img"), t.TempDir()
 	formatstest.Exec(t, "truncate", "-s", size, img)
-	formatstest.Exec(t, "mkfs.xfs", "-q", img)
+	formatstest.Exec(t, mkfs, "-q", img)
 	if out, err := exec.Command("mount", "-o", "loop", img, mnt).CombinedOutput(); err != nil {
 		t.Skipf("no loop mounts: %s", out)
 	}

@@ -8,9 +8,12 @@ import (
 	"io"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
+	"vmkit/cmd/internal/hostsnap"
 	"vmkit/formats"
 	"vmkit/formats/qcow2"
 	"vmkit/fsmap/mapfile"
@@ -20,6 +23,8 @@ import (
 type HostOptions struct {
 	Paths   []HostPath
 	Exclude mapfile.Patterns // where On gives any
+	// Files say how files stand still while they are read, or are nil.
+	Files *hostsnap.Set
 	// Guest makes the point of a file that is a guest's disk image; nil, without an error, for one that is none.
 	Guest func(ctx context.Context, path string) (*Kept, error)
 	// Problem is told what goes into the map as problems.
@@ -100,6 +105,7 @@ func (b *hostMaker) once(ctx context.Context) error {
 	clear(b.links)
 	clear(b.first)
 	d.Cluster, d.Changes, d.Fallback = b.Cluster, changesFull, b.fallback
+	d.Taken, d.OneInstant = b.taken()
 	if d.Cluster == 0 {
 		d.Cluster = qcow2.DefaultCluster
 	}
@@ -142,6 +148,28 @@ func (b *hostMaker) once(ctx context.Context) error {
 	return b.readFiles(ctx)
 }
 
+// taken tells of the paths how they were read, and whether all files are of one instant.
+func (b *hostMaker) taken() (list []Taken, whole bool) {
+	if b.Files == nil {
+		return nil, false
+	}
+	for i, p := range b.Files.Paths {
+		list = append(list, Taken{b.Paths[i].As, string(p.How), p.At.UTC()})
+	}
+	return list, b.Files.Whole
+}
+
+// chosen gives the paths as they are read.
+func (b *hostMaker) chosen() []HostPath {
+	list := slices.Clone(b.Paths)
+	if b.Files != nil {
+		for i, p := range b.Files.Paths {
+			list[i].Path = p.Read
+		}
+	}
+	return list
+}
+
 // plan walks over the files, places them, and writes their records to the spool.
 func (b *hostMaker) plan(ctx context.Context, spool io.Writer) error {
 	z, err := zstd.NewWriter(spool, zstd.WithEncoderConcurrency(1))
@@ -150,7 +178,7 @@ func (b *hostMaker) plan(ctx context.Context, spool io.Writer) error {
 	}
 	w := mapfile.NewWriter(z)
 	b.head(w, 1<<60)
-	walk := &hostWalk{ctx: ctx, paths: b.Paths, file: func(f *mapfile.File, path string, dev uint64) error { return b.file(ctx, w, f, path, dev) }}
+	walk := &hostWalk{ctx: ctx, files: b.Files, paths: b.chosen(), file: func(f *mapfile.File, path string, dev uint64) error { return b.file(ctx, w, f, path, dev) }}
 	if len(b.Exclude.Texts()) > 0 {
 		on, _ := b.Exclude.On("disk")
 		walk.exclude = func(name string) bool { return on.Match(name) == mapfile.Inside }
@@ -186,6 +214,7 @@ func (b *hostMaker) file(ctx context.Context, w *mapfile.Writer, f *mapfile.File
 		return w.File(f)
 	}
 	id := hostInode{dev, f.Inode}
+	source := hostSource{path: path, size: f.Size, mtime: f.MTime, inode: f.Inode}
 	if x, ok := b.links[id]; ok && f.Links > 1 {
 		f.Extents, b.first[f.Path] = x.extents, x.name
 		return w.File(f)
@@ -204,13 +233,24 @@ func (b *hostMaker) file(ctx context.Context, w *mapfile.Writer, f *mapfile.File
 	if b.failed[f.Path] != nil || b.kept[f.Path] != nil {
 		return w.File(f)
 	}
+	if b.Files != nil && (!same || b.Reread) {
+		if err := b.copy(f, &source); err != nil {
+			b.failed[f.Path] = err
+			return w.File(f)
+		}
+		likely = likely && b.parent.alike(f)
+		id.ino = f.Inode
+		if f.Size == 0 {
+			return w.File(f)
+		}
+	}
 	if f.Extents = old; !likely {
 		f.Extents = b.place(f.Size, old)
 	}
 	if !same || b.Reread {
 		for i := range f.Extents {
 			x := &f.Extents[i]
-			b.disk.jobs = append(b.disk.jobs, &hostJob{pos: x.Disk, n: x.Len, at: x.At, path: path, name: f.Path, size: f.Size, mtime: f.MTime, inode: f.Inode})
+			b.disk.jobs = append(b.disk.jobs, &hostJob{hostSource: source, pos: x.Disk, n: x.Len, at: x.At, name: f.Path})
 		}
 	}
 	for i := range f.Extents {
@@ -220,6 +260,23 @@ func (b *hostMaker) file(ctx context.Context, w *mapfile.Writer, f *mapfile.File
 		b.links[id] = link{f.Path, slices.Clone(f.Extents)}
 	}
 	return w.File(f)
+}
+
+// copy lets a file's reflink copy be read instead of it, where there are to be any, and f be as the file then was.
+func (b *hostMaker) copy(f *mapfile.File, source *hostSource) error {
+	path, st, err := b.Files.Copy(source.path)
+	if err != nil || st == nil {
+		return err
+	}
+	var own unix.Stat_t
+	if err := unix.Lstat(path, &own); err != nil {
+		return &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	now, of := hostRecord(f.Path, st), hostRecord(f.Path, &own)
+	now.Xattrs = f.Xattrs
+	*f = *now
+	source.path, source.size, source.mtime, source.inode = path, of.Size, of.MTime, of.Inode
+	return nil
 }
 
 // use notes that a file lies there.
@@ -389,6 +446,7 @@ func (b *hostMaker) finish(w *mapfile.Writer, f *mapfile.File, problem func(*map
 
 // hostParent reads the map of the point before along with the walk.
 type hostParent struct {
+	at   time.Time // the point's
 	r    *mapfile.Reader
 	stop func()
 	cur  mapfile.File
@@ -401,7 +459,7 @@ func openHostParent(ctx context.Context, s Store, p *Point) (*hostParent, error)
 	if err != nil {
 		return nil, err
 	}
-	return &hostParent{r: r, stop: stop}, nil
+	return &hostParent{at: p.At, r: r, stop: stop}, nil
 }
 
 // find gives where a file lay, whether it is as it was (of the same inode, size and times), and whether its content is
@@ -423,8 +481,21 @@ func (h *hostParent) find(f *mapfile.File) (old []mapfile.Extent, same, likely b
 		}
 	}
 	c := &h.cur
-	likely = c.Size == f.Size && c.MTime == f.MTime && len(h.list) > 0
-	return slices.Clone(h.list), likely && c.Inode == f.Inode && c.CTime == f.CTime, likely
+	likely = h.alike(f) && len(h.list) > 0
+	return slices.Clone(h.list), likely && c.Inode == f.Inode && c.CTime == f.CTime && h.settled(c.CTime), likely
+}
+
+// alike tells whether the file that find met last has the size and the time of change of f.
+func (h *hostParent) alike(f *mapfile.File) bool {
+	return h.cur.Size == f.Size && h.cur.MTime == f.MTime
+}
+
+// clockTick is at least how far the times of files lag behind the clock: a hundredth of a second, with a kernel of 100 Hz.
+const clockTick = 20 * time.Millisecond
+
+// settled tells whether a change after the point before would have given a file another time than this.
+func (h *hostParent) settled(t mapfile.Time) bool {
+	return time.Unix(t.Sec, int64(t.Nsec)).Before(h.at.Add(-clockTick))
 }
 
 // step reads the next file.

@@ -19,14 +19,20 @@ import (
 
 // hostJob is a stretch of the disk that a part of a file is read into.
 type hostJob struct {
+	hostSource
 	pos, n, at int64 // in the disk; length; in the file
-	path, name string
-	size       int64 // the file's, as it was when it was placed
-	mtime      mapfile.Time
-	inode      uint64
+	name       string
 
 	mu  sync.Mutex
 	err error // the first that was met: the file is not kept
+}
+
+// hostSource is the file that is read, as it was when it was placed.
+type hostSource struct {
+	path  string
+	size  int64
+	mtime mapfile.Time
+	inode uint64
 }
 
 func (j *hostJob) fail(err error) {

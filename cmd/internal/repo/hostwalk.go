@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmkit/cmd/internal/hostsnap"
 	"vmkit/cmd/internal/live"
 	"vmkit/fsmap/mapfile"
 )
@@ -33,9 +34,12 @@ func ParseHostPath(s string) (HostPath, error) {
 	return HostPath{filepath.Clean(path), filepath.Clean(as)}, nil
 }
 
+var errSubvolume = errors.New("it is a btrfs subvolume of its own, which is left out: give it with --host too, or name it with --exclude")
+
 // hostWalk goes through the chosen files of this host in the order of a map: depth first, names in byte order.
 type hostWalk struct {
 	ctx     context.Context
+	files   *hostsnap.Set // or nil
 	paths   []HostPath
 	exclude func(name string) bool
 	// skip is a folder that is left out: the repository's own.
@@ -110,6 +114,18 @@ func (w *hostWalk) all(name, path string, dev uint64, paths []HostPath) error {
 		}
 		return w.problem(name, "inode", &os.PathError{Op: "lstat", Path: path, Err: err})
 	}
+	folder := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if folder && dev != 0 && hostsnap.Own(filepath.Base(path)) {
+		return nil
+	}
+	origin := path
+	if folder && w.files != nil {
+		origin = w.files.Live(path)
+	}
+	stub := dev != 0 && origin != path && hostsnap.Stub(st.Ino)
+	if now := (unix.Stat_t{}); stub && unix.Lstat(origin, &now) == nil && now.Mode&unix.S_IFMT == unix.S_IFDIR {
+		st = now // the folder that only stands for it has neither its owner nor its times
+	}
 	f := hostRecord(name, &st)
 	if f.Kind == 0 {
 		return w.problem(name, "inode", fmt.Errorf("mode %#o", st.Mode))
@@ -132,14 +148,19 @@ func (w *hostWalk) all(name, path string, dev uint64, paths []HostPath) error {
 			return err
 		}
 	}
-	if f.Kind != mapfile.Directory {
+	if !folder {
 		return nil
 	}
-	if dev != 0 && dev != st.Dev {
+	if stub || dev != 0 && dev != st.Dev {
+		if stub || hostsnap.Nested(path) {
+			if err := w.problem(name, "directory", errSubvolume); err != nil {
+				return err
+			}
+		}
 		return w.lead(name, paths)
 	}
 	if w.skip != nil {
-		if info, err := os.Lstat(path); err == nil && os.SameFile(info, w.skip) {
+		if info, err := os.Lstat(origin); err == nil && os.SameFile(info, w.skip) {
 			return nil
 		}
 	}

@@ -52,15 +52,27 @@ type Disk struct {
 	Root    string     `json:"root"` // Merkle root over the whole disk, hex
 	// Changes says where the changed blocks came from: "full", "ranges", "tracked", "bitmap", "fiemap",
 	// "reread", or, of a host's files, "times".
-	Changes  string            `json:"changes"`
-	Fallback string            `json:"fallback,omitempty"` // why everything was read, though a hint was at hand
-	Sampled  int64             `json:"sampled,omitempty"`  // bytes of unchanged clusters that were read and compared
-	LeftOut  int64             `json:"left_out,omitempty"` // bytes of clusters that nothing uses
-	Verified int64             `json:"verified,omitempty"` // bytes of files that were read back from the repository
-	Source   []SourceFile      `json:"source,omitempty"`   // the host files it was read from, the top first
-	Notes    []string          `json:"notes,omitempty"`
-	Problems []mapfile.Problem `json:"-"`
+	Changes  string       `json:"changes"`
+	Fallback string       `json:"fallback,omitempty"` // why everything was read, though a hint was at hand
+	Sampled  int64        `json:"sampled,omitempty"`  // bytes of unchanged clusters that were read and compared
+	LeftOut  int64        `json:"left_out,omitempty"` // bytes of clusters that nothing uses
+	Verified int64        `json:"verified,omitempty"` // bytes of files that were read back from the repository
+	Source   []SourceFile `json:"source,omitempty"`   // the host files it was read from, the top first
+	Taken    []Taken      `json:"taken,omitempty"`    // of a host's files: how the folders were read
+	// OneInstant says of a host's files that all of them are as they were at the point's instant.
+	OneInstant bool              `json:"one_instant,omitempty"`
+	Notes      []string          `json:"notes,omitempty"`
+	Problems   []mapfile.Problem `json:"-"`
 	Totals
+}
+
+// Taken says how a folder of a host's files, or a file, was read.
+type Taken struct {
+	Path string `json:"path"` // its name in the point
+	// How is "btrfs", from a snapshot, whose files are of one instant; "reflink", from copies, each of which is; or "none",
+	// as the files stood while they were read.
+	How string    `json:"how"`
+	At  time.Time `json:"at"` // of the snapshot, or when reading began
 }
 
 // SourceFile is a host file that a disk was read from, so that it can be told from others later.
