@@ -23,7 +23,7 @@ install: build ## commands and manual pages below PREFIX
 	install $(addprefix $(BIN)/,$(COMMANDS)) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(foreach c,$(COMMANDS),cmd/$(c)/$(c).1) $(DESTDIR)$(PREFIX)/share/man/man1
 
-demo: build ## makes a Debian disk and maps, extracts and verifies it
+demo: build ## makes a Debian disk, maps, extracts and verifies it, and backs it up
 	fixtures/demo.sh $(BIN)
 
 test: build check ## all tests, with a count at the end
