@@ -1,6 +1,9 @@
 package boottest
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,6 +59,24 @@ func (c *Console) Await(t testing.TB, n int) {
 	}
 	last, rest := c.Synced()
 	t.Fatalf("the guest stays at record %d: %s", last, rest)
+}
+
+// LastRecord checks the guest's log, the last line of which may be there in part, since the machine stood still while it
+// was written, and gives the number of the last whole one, or -1.
+func LastRecord(t testing.TB, log []byte) int {
+	t.Helper()
+	last := -1
+	for line := range bytes.Lines(log) {
+		want := fmt.Sprintf("%08d %x\n", last+1, sha256.Sum256(fmt.Append(nil, last+1)))
+		if string(line) != want {
+			if !strings.HasPrefix(want, string(line)) {
+				t.Fatalf("record %d is %q", last+1, line)
+			}
+			break
+		}
+		last++
+	}
+	return last
 }
 
 // unpackers read what distributions compress modules by.
