@@ -29,7 +29,7 @@ type still struct {
 
 func newStill(t *testing.T, mkfs string) *still {
 	t.Helper()
-	s := &still{mnt: mountNew(t, mkfs, "400M"), repo: filepath.Join(t.TempDir(), "repo"), fifo: filepath.Join(t.TempDir(), "key")}
+	s := &still{mnt: formatstest.Mount(t, mkfs, "400M"), repo: filepath.Join(t.TempDir(), "repo"), fifo: filepath.Join(t.TempDir(), "key")}
 	s.root = filepath.Join(s.mnt, "srv")
 	for i := range 30 {
 		write(t, filepath.Join(s.root, fmt.Sprintf("a%d/f-%d", i%3, i)), noise(uint64(i), 1+i*i*300))

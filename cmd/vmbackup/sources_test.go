@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -89,7 +88,7 @@ func TestBitmap(t *testing.T) {
 
 // TestFiemap: clones on a file system that shares blocks.
 func TestFiemap(t *testing.T) {
-	mnt := mountXFS(t, "400M")
+	mnt := formatstest.Mount(t, "mkfs.xfs", "400M")
 	raw, tree := ext4(t, "40M")
 	put(t, raw, tree, "big", noise(3, 2<<20))
 	big := inner(t, raw, "big")
@@ -128,26 +127,6 @@ func TestFiemap(t *testing.T) {
 			}
 		}
 	}
-}
-
-// mountXFS mounts a new XFS file system.
-func mountXFS(t *testing.T, size string) string { return mountNew(t, "mkfs.xfs", size) }
-
-// mountNew mounts a new file system.
-func mountNew(t *testing.T, mkfs, size string) string {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting takes root")
-	}
-	formatstest.Tool(t, mkfs)
-	img, mnt := filepath.Join(t.TempDir(), "fs.img"), t.TempDir()
-	formatstest.Exec(t, "truncate", "-s", size, img)
-	formatstest.Exec(t, mkfs, "-q", img)
-	if out, err := exec.Command("mount", "-o", "loop", img, mnt).CombinedOutput(); err != nil {
-		t.Skipf("no loop mounts: %s", out)
-	}
-	t.Cleanup(func() { exec.Command("umount", mnt).Run() })
-	return mnt
 }
 
 // TestAnotherDisk: what can't be built upon is found out, and a full point is made, which says why.
