@@ -44,8 +44,9 @@ corpus: build ## the acceptance checker over a folder of images, where they are
 		echo "SKIP: corpus: no $(CORPUS)/INDEX.tsv or no $(CHECKER)"; \
 	fi
 
-system: build ## Debian on XFS on LVM, and on btrfs, killed while it writes (root; fixtures/setup.sh system)
+system: build ## whole guests that write: killed; frozen, cloned and mapped in three ways (root; fixtures/setup.sh system)
 	fixtures/system.sh $(BIN)
+	VMKIT_GUEST=1 $(GO) test -count=1 -run 'TestGuest$$' ./cmd/internal/e2e
 
 bench: build ## vmkit beside its peers, on disks that it makes (root, 60 GB of room)
 	fixtures/bench.sh $(BIN)
