@@ -128,12 +128,16 @@ func TestMetadata(t *testing.T) {
 	g.text("/setid", "x").Mode = 0o6755
 	g.text("/wide", "x").Mode = 0o666
 
-	o := g.extract(Options{})
+	extract := func(opt Options) outcome {
+		o := g.extract(opt)
+		t.Cleanup(func() { os.Chmod(o.dir+"/p1/d", 0o755) }) // or only root could remove it
+		return o
+	}
+	o := extract(Options{})
 	if o.err != nil || o.sum.Gaps() || len(o.warned) > 0 {
 		t.Fatalf("%v, %+v", o.err, o.sum)
 	}
 	p := o.dir + "/p1"
-	t.Cleanup(func() { os.Chmod(p+"/d", 0o755) }) // or only root could remove it
 	if st := lstat(t, p+"/d"); st.Mode&0o7777 != 0o1555 || st.Mtim.Sec != 1234567890 || st.Mtim.Nsec != 5 || st.Atim.Sec != 77 {
 		t.Errorf("folder: %+v", st)
 	}
@@ -177,7 +181,7 @@ func TestMetadata(t *testing.T) {
 			t.Errorf("%s: mode is %o, the result says %o", key, st.Mode, res.Mode)
 		}
 	}
-	o = g.extract(Options{Special: true})
+	o = extract(Options{Special: true})
 	if st := lstat(t, o.dir+"/p1/setid"); st.Mode&0o7777 != 0o6755 {
 		t.Errorf("set-id with Special: %o", st.Mode)
 	}
